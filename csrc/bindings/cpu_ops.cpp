@@ -1,0 +1,245 @@
+// The operators of the namespace rsn2_cpu: schemas, checks, element types and torch's thread pool around csrc/cpu.
+// Only LibTorch's stable ABI is used, so one build serves every torch from the targeted release on.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+#include "../cpu/conv2d.h"
+#include "../cpu/isa.h"
+#include "../cpu/linear.h"
+#include "checks.h"
+
+namespace rsn2::bindings {
+namespace {
+
+using IntList = std::vector<int64_t>;
+
+cpu::Context context() {
+  const auto run = [](int64_t slots, const std::function<void(int64_t)>& body) {
+    torch::stable::parallel_for(0, slots, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) body(slot);
+    });
+  };
+  return {cpu::chosen_microkernels(), cpu::Parallel(torch::stable::get_num_threads(), run)};
+}
+
+// Calls body with a value of the C++ type that stores `type`.
+template <class Body>
+void with_type(const char* op, ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::Half: return body(cpu::Half{});
+    case ScalarType::BFloat16: return body(cpu::BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, op, ": expected dtype float32, float64, float16 or bfloat16, got ", type);
+  }
+}
+
+template <class S>
+const S* read(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+
+template <class S>
+const S* read(const std::optional<Tensor>& tensor) {
+  return tensor ? read<S>(*tensor) : nullptr;
+}
+
+template <class S>
+S* write(const Tensor& tensor) {
+  return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+Tensor empty(const Tensor& like, const IntList& size) { return torch::stable::new_empty(like, size); }
+
+template <class S>
+cpu::MatrixView<S> matrix(const Tensor& t) {
+  return {read<S>(t), t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+
+template <class S>
+cpu::ImagesView<S> images(const Tensor& t) {
+  return {read<S>(t), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+cpu::Csr check_weight(const char* op, const Tensor& crow, const Tensor& col) {
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col);
+  return {crow.size(0) - 1, nnz, read<int32_t>(crow), read<int32_t>(col)};
+}
+
+cpu::TransposedCsr check_transposed(const char* op, const Tensor& crow_t, const Tensor& row_t, const Tensor& perm) {
+  const int64_t nnz = check_compressed(op, "crow_t", crow_t, "row_t", row_t);
+  check_vector(op, "perm", perm, ScalarType::Int, nnz);
+  return {crow_t.size(0) - 1, nnz, read<int32_t>(crow_t), read<int32_t>(row_t), read<int32_t>(perm)};
+}
+
+void check_bias(const char* op, const std::optional<Tensor>& bias, ScalarType type, int64_t rows) {
+  if (bias) check_vector(op, "bias", *bias, type, rows);
+}
+
+Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col) {
+  const char* const op = "rsn2_cpu::linear";
+  check_tensor(op, "x", x, 2);
+  const cpu::Csr weight = check_weight(op, crow, col);
+  check_vector(op, "values", values, x.scalar_type(), weight.nnz);
+  check_bias(op, bias, x.scalar_type(), weight.rows);
+  Tensor y = empty(x, {x.size(0), weight.rows});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(bias), weight, write<S>(y));
+  });
+  return y;
+}
+
+Tensor linear_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm) {
+  const char* const op = "rsn2_cpu::linear_dx";
+  check_tensor(op, "dy", dy, 2);
+  const cpu::TransposedCsr weight = check_transposed(op, crow_t, row_t, perm);
+  check_vector(op, "values", values, dy.scalar_type(), weight.nnz);
+  Tensor dx = empty(dy, {dy.size(0), weight.cols});
+  with_type(op, dy.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::linear_dx<S>(context(), matrix<S>(dy), read<S>(values), weight, write<S>(dx));
+  });
+  return dx;
+}
+
+Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) {
+  const char* const op = "rsn2_cpu::linear_dvalues";
+  check_tensor(op, "x", x, 2);
+  check_tensor(op, "dy", dy, 2);
+  const cpu::Csr weight = check_weight(op, crow, col);
+  check_type(op, "dy", dy, x.scalar_type());
+  check_size(op, "dy", dy, 0, x.size(0));
+  check_size(op, "dy", dy, 1, weight.rows);
+  Tensor dvalues = empty(x, {weight.nnz});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x), weight, write<S>(dvalues));
+  });
+  return dvalues;
+}
+
+struct ConvArguments {
+  const IntList &kernel_size, &stride, &padding, &dilation;
+  int64_t groups;
+};
+
+cpu::ConvAxis conv_axis(const char* op, const ConvArguments& conv, int axis, int64_t input) {
+  const int64_t reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1);
+  const int64_t room = input + 2 * conv.padding[axis] - reach - 1;
+  STD_TORCH_CHECK(room >= 0, op, ": expected a kernel no larger than the padded input, got kernel extent ", reach + 1,
+                  " and padded input ", input + 2 * conv.padding[axis], " in dimension ", axis + 2);
+  return {input,
+          room / conv.stride[axis] + 1,
+          conv.kernel_size[axis],
+          conv.stride[axis],
+          conv.padding[axis],
+          conv.dilation[axis]};
+}
+
+cpu::ConvShape check_conv(const char* op, const ConvArguments& conv, int64_t height, int64_t width, int64_t rows) {
+  check_pair(op, "kernel_size", conv.kernel_size, 1);
+  check_pair(op, "stride", conv.stride, 1);
+  check_pair(op, "padding", conv.padding, 0);
+  check_pair(op, "dilation", conv.dilation, 1);
+  STD_TORCH_CHECK(conv.groups >= 1 && rows % conv.groups == 0, op, ": expected groups to divide the ", rows,
+                  " rows of the weight, got ", conv.groups);
+  return {conv_axis(op, conv, 0, height), conv_axis(op, conv, 1, width), conv.groups};
+}
+
+void check_channels(const char* op, int64_t channels, int64_t groups) {
+  STD_TORCH_CHECK(channels % groups == 0, op, ": expected groups to divide the ", channels, " channels of x, got ",
+                  groups);
+}
+
+void check_gradient(const char* op, const Tensor& dy, const cpu::ConvShape& shape) {
+  check_size(op, "dy", dy, 2, shape.vertical.output);
+  check_size(op, "dy", dy, 3, shape.horizontal.output);
+}
+
+Tensor conv2d(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col, IntList kernel_size,
+              IntList stride, IntList padding, IntList dilation, int64_t groups) {
+  const char* const op = "rsn2_cpu::conv2d";
+  check_tensor(op, "x", x, 4);
+  const cpu::Csr weight = check_weight(op, crow, col);
+  check_vector(op, "values", values, x.scalar_type(), weight.nnz);
+  check_bias(op, bias, x.scalar_type(), weight.rows);
+  const cpu::ConvShape shape =
+      check_conv(op, {kernel_size, stride, padding, dilation, groups}, x.size(2), x.size(3), weight.rows);
+  check_channels(op, x.size(1), groups);
+  Tensor y = empty(x, {x.size(0), weight.rows, shape.vertical.output, shape.horizontal.output});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::conv2d<S>(context(), images<S>(x), read<S>(values), read<S>(bias), weight, shape, write<S>(y));
+  });
+  return y;
+}
+
+Tensor conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, IntList input_size,
+                 IntList kernel_size, IntList stride, IntList padding, IntList dilation, int64_t groups) {
+  const char* const op = "rsn2_cpu::conv2d_dx";
+  check_tensor(op, "dy", dy, 4);
+  check_pair(op, "input_size", input_size, 0);
+  const cpu::TransposedCsr weight = check_transposed(op, crow_t, row_t, perm);
+  check_vector(op, "values", values, dy.scalar_type(), weight.nnz);
+  const cpu::ConvShape shape =
+      check_conv(op, {kernel_size, stride, padding, dilation, groups}, input_size[0], input_size[1], dy.size(1));
+  check_gradient(op, dy, shape);
+  const int64_t kernel = kernel_size[0] * kernel_size[1];
+  STD_TORCH_CHECK(weight.cols % kernel == 0, op, ": expected the weight's columns to be a multiple of the ", kernel,
+                  " positions of the kernel, got ", weight.cols);
+  Tensor dx = empty(dy, {dy.size(0), weight.cols / kernel * groups, input_size[0], input_size[1]});
+  with_type(op, dy.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::conv2d_dx<S>(context(), images<S>(dy), read<S>(values), weight, shape, write<S>(dx));
+  });
+  return dx;
+}
+
+Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kernel_size, IntList stride,
+                      IntList padding, IntList dilation, int64_t groups) {
+  const char* const op = "rsn2_cpu::conv2d_dvalues";
+  check_tensor(op, "x", x, 4);
+  check_tensor(op, "dy", dy, 4);
+  const cpu::Csr weight = check_weight(op, crow, col);
+  check_type(op, "dy", dy, x.scalar_type());
+  const cpu::ConvShape shape =
+      check_conv(op, {kernel_size, stride, padding, dilation, groups}, x.size(2), x.size(3), weight.rows);
+  check_channels(op, x.size(1), groups);
+  check_size(op, "dy", dy, 0, x.size(0));
+  check_size(op, "dy", dy, 1, weight.rows);
+  check_gradient(op, dy, shape);
+  Tensor dvalues = empty(x, {weight.nnz});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::conv2d_dvalues<S>(context(), images<S>(dy), images<S>(x), weight, shape, write<S>(dvalues));
+  });
+  return dvalues;
+}
+
+}  // namespace
+
+#define RSN2_CONV "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
+
+STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
+  m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col) -> Tensor");
+  m.def("linear_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm) -> Tensor");
+  m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) -> Tensor");
+  m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
+  m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV
+        ") -> Tensor");
+  m.def("conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_dx", TORCH_BOX(&linear_dx));
+  m.impl("linear_dvalues", TORCH_BOX(&linear_dvalues));
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_dx", TORCH_BOX(&conv2d_dx));
+  m.impl("conv2d_dvalues", TORCH_BOX(&conv2d_dvalues));
+}
+
+}  // namespace rsn2::bindings

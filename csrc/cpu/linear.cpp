@@ -1,0 +1,154 @@
+#include "linear.h"
+
+#include "buffer.h"
+#include "transpose.h"
+#include "values.h"
+
+namespace rsn2::cpu {
+namespace {
+
+// Batch elements per panel. The multiply keeps one row's accumulators in registers for all of them; the sampled
+// product adds its lanes up once per panel, which a wider panel amortizes.
+template <class T>
+constexpr int64_t kMultiplyWidth = 256 / static_cast<int64_t>(sizeof(T));
+template <class T>
+constexpr int64_t kSampleWidth = 512 / static_cast<int64_t>(sizeof(T));
+
+// Side of the tile that is converted and transposed at a time: two of them fit the L1 cache.
+constexpr int64_t kTile = 64;
+
+// x [batch, features] as panels [features, width], zero beyond the batch.
+template <class S>
+class BatchSource final : public PanelSource<AccumulatorOf<S>> {
+ public:
+  using T = AccumulatorOf<S>;
+
+  BatchSource(const MatrixView<S>& x, int64_t width) : x_(x), width_(width) {}
+
+  int64_t panels() const override { return ceil_div(x_.batch, width_); }
+  int64_t features() const override { return x_.features; }
+  int64_t panel_elements() const override { return x_.features * padded(std::min(x_.batch, width_)); }
+
+  PanelShape shape(int64_t panel) const override {
+    const int64_t width = padded(count(panel));
+    return {width, width, width};
+  }
+
+  void pack(int64_t panel, int64_t begin, int64_t end, T* data) const override {
+    const int64_t batch = count(panel), width = padded(batch);
+    const S* const source = x_.data + panel * width_ * x_.batch_stride;
+    for (int64_t f = begin; f < end; ++f) std::fill(data + f * width + batch, data + (f + 1) * width, T{0});
+    if (x_.batch_stride == 1) {
+      for (int64_t f = begin; f < end; ++f) widen_run(source + f * x_.feature_stride, 1, batch, data + f * width);
+    } else {
+      for (int64_t f = begin; f < end; f += kTile) {
+        for (int64_t b = 0; b < batch; b += kTile) {
+          pack_tile(source + b * x_.batch_stride + f * x_.feature_stride, std::min(kTile, batch - b),
+                    std::min(kTile, end - f), data + f * width + b, width);
+        }
+      }
+    }
+  }
+
+ private:
+  static int64_t padded(int64_t batch) { return round_up(batch, kLineElements<T>); }
+  int64_t count(int64_t panel) const { return std::min(width_, x_.batch - panel * width_); }
+
+  void pack_tile(const S* source, int64_t batch, int64_t features, T* target, int64_t width) const {
+    if constexpr (std::is_same_v<S, T>) {
+      if (x_.feature_stride == 1) {
+        transpose(source, x_.batch_stride, batch, features, target, width);
+        return;
+      }
+    }
+    T tile[kTile * kTile];
+    for (int64_t b = 0; b < batch; ++b) {
+      widen_run(source + b * x_.batch_stride, x_.feature_stride, features, tile + b * features);
+    }
+    transpose(tile, features, batch, features, target, width);
+  }
+
+  MatrixView<S> x_;
+  int64_t width_;
+};
+
+// Rows of a product as y [batch, rows] contiguous.
+template <class S>
+class BatchSink final : public PanelSink<AccumulatorOf<S>> {
+ public:
+  using T = AccumulatorOf<S>;
+
+  BatchSink(S* y, int64_t batch, int64_t rows, int64_t width) : y_(y), batch_(batch), rows_(rows), width_(width) {}
+
+  void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,
+             int64_t stride) const override {
+    const int64_t first = panel * width_ + q_begin;
+    const int64_t count = std::min(q_end - q_begin, batch_ - first);
+    for (int64_t r = row_begin; r < row_end; r += kTile) {
+      for (int64_t b = 0; b < count; b += kTile) {
+        store_tile(rows + (r - row_begin) * stride + b, stride, std::min(kTile, row_end - r),
+                   std::min(kTile, count - b), y_ + (first + b) * rows_ + r);
+      }
+    }
+  }
+
+ private:
+  void store_tile(const T* source, int64_t stride, int64_t rows, int64_t batch, S* target) const {
+    if constexpr (std::is_same_v<S, T>) {
+      transpose(source, stride, rows, batch, target, rows_);
+    } else {
+      T tile[kTile * kTile];
+      transpose(source, stride, rows, batch, tile, rows);
+      for (int64_t b = 0; b < batch; ++b) narrow_run(tile + b * rows, rows, target + b * rows_, 1);
+    }
+  }
+
+  S* y_;
+  int64_t batch_, rows_, width_;
+};
+
+}  // namespace
+
+template <class S>
+void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr& weight, S* y) {
+  using T = AccumulatorOf<S>;
+  const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
+  const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
+  const SparseRows<T> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), wide_bias.data()};
+  multiply<T>(context, rows, BatchSource<S>(x, kMultiplyWidth<T>),
+              BatchSink<S>(y, x.batch, weight.rows, kMultiplyWidth<T>));
+}
+
+template <class S>
+void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const TransposedCsr& weight, S* dx) {
+  using T = AccumulatorOf<S>;
+  const Buffer<T> transposed(weight.nnz);
+  for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) transposed.data()[k] = widen(values[weight.perm[k]]);
+  });
+  const SparseRows<T> rows{weight.cols, weight.nnz, weight.crow, weight.row, transposed.data(), nullptr};
+  multiply<T>(context, rows, BatchSource<S>(dy, kMultiplyWidth<T>),
+              BatchSink<S>(dx, dy.batch, weight.cols, kMultiplyWidth<T>));
+}
+
+template <class S>
+void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr& weight,
+                    S* dvalues) {
+  using T = AccumulatorOf<S>;
+  const SparseRows<T> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
+  const NarrowedValues<S> sums(dvalues, weight.nnz);
+  sample<T>(context, pattern, BatchSource<S>(dy, kSampleWidth<T>), BatchSource<S>(x, kSampleWidth<T>), sums.data());
+  sums.finish(context.parallel);
+}
+
+#define RSN2_INSTANTIATE(S)                                                                                         \
+  template void linear(const Context&, const MatrixView<S>&, const S*, const S*, const Csr&, S*);                  \
+  template void linear_dx(const Context&, const MatrixView<S>&, const S*, const TransposedCsr&, S*);               \
+  template void linear_dvalues(const Context&, const MatrixView<S>&, const MatrixView<S>&, const Csr&, S*);
+RSN2_INSTANTIATE(float)
+RSN2_INSTANTIATE(double)
+RSN2_INSTANTIATE(Half)
+RSN2_INSTANTIATE(BFloat16)
+#undef RSN2_INSTANTIATE
+
+}  // namespace rsn2::cpu

@@ -1,0 +1,32 @@
+// The three products of a sparse linear layer. S is float, double, Half or BFloat16.
+#pragma once
+
+#include "product.h"
+#include "scalar.h"
+
+namespace rsn2::cpu {
+
+// A two-dimensional tensor with any strides, in elements.
+template <class S>
+struct MatrixView {
+  const S* data;
+  int64_t batch;
+  int64_t features;
+  int64_t batch_stride;
+  int64_t feature_stride;
+};
+
+// y [batch, rows] contiguous; bias [rows] or null.
+template <class S>
+void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr& weight, S* y);
+
+// dx [batch, cols] contiguous.
+template <class S>
+void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const TransposedCsr& weight, S* dx);
+
+// dvalues [nnz].
+template <class S>
+void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr& weight,
+                    S* dvalues);
+
+}  // namespace rsn2::cpu

@@ -1,0 +1,62 @@
+// Sparse index structure as the operators receive it, and as the microkernels walk it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace rsn2::cpu {
+
+// The nonzero positions of a [rows, cols] matrix in row-major order.
+struct Csr {
+  int64_t rows;
+  int64_t nnz;
+  const int32_t* crow;  // [rows + 1]
+  const int32_t* col;   // [nnz], ascending within a row
+};
+
+// The same positions in column-major order.
+struct TransposedCsr {
+  int64_t cols;
+  int64_t nnz;
+  const int32_t* crow;  // [cols + 1]
+  const int32_t* row;   // [nnz], ascending within a column
+  const int32_t* perm;  // [nnz], position of the weight in the row-major order
+};
+
+// Rows of (value, index) pairs; index times the panel's index_scale is an offset into a panel.
+template <class T>
+struct SparseRows {
+  int64_t rows;
+  int64_t nnz;
+  const int32_t* begin;  // [rows + 1]
+  const int32_t* index;  // [nnz]
+  const T* values;       // [nnz]; null for a sampled product
+  const T* bias;         // [rows] or null
+};
+
+// Visiting a row costs about as much as this many of its weights: a mispredicted branch and the stores.
+inline constexpr int64_t kRowCost = 8;
+
+// First row of part `part` of `parts`, the parts being about equal in work. Monotone in part.
+inline int64_t split_rows(const int32_t* begin, int64_t rows, int64_t part, int64_t parts) {
+  if (part <= 0) return 0;
+  if (part >= parts) return rows;
+  const int64_t target = (begin[rows] + rows * kRowCost) / parts * part;
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (begin[middle] + middle * kRowCost < target) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// The row that holds weight k.
+inline int64_t row_of(const int32_t* begin, int64_t rows, int64_t k) {
+  return std::upper_bound(begin, begin + rows + 1, k) - begin - 1;
+}
+
+}  // namespace rsn2::cpu

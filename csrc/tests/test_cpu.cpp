@@ -1,0 +1,309 @@
+// Tests of csrc/cpu without torch, for every instruction set this machine can execute.
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <thread>
+
+#include "../cpu/conv2d.h"
+#include "../cpu/isa.h"
+#include "../cpu/linear.h"
+#include "reference.h"
+
+namespace rsn2::test {
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const std::string& promise) {
+  if (condition) return;
+  ++failures;
+  std::printf("FAILED: %s\n", promise.c_str());
+}
+
+cpu::Parallel threads(int64_t count) {
+  return cpu::Parallel(count, [](int64_t slots, const std::function<void(int64_t)>& body) {
+    std::vector<std::thread> workers;
+    for (int64_t slot = 0; slot < slots; ++slot) workers.emplace_back(body, slot);
+    for (std::thread& worker : workers) worker.join();
+  });
+}
+
+template <class S>
+std::string type_name();
+template <>
+std::string type_name<float>() { return "float"; }
+template <>
+std::string type_name<double>() { return "double"; }
+template <>
+std::string type_name<cpu::Half>() { return "half"; }
+template <>
+std::string type_name<cpu::BFloat16>() { return "bfloat16"; }
+
+template <class S>
+S stored(double value) {
+  S out;
+  cpu::narrow(static_cast<cpu::AccumulatorOf<S>>(value), out);
+  return out;
+}
+
+template <class S>
+std::vector<S> stored(const std::vector<double>& values) {
+  std::vector<S> out;
+  for (const double value : values) out.push_back(stored<S>(value));
+  return out;
+}
+
+template <class S>
+bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
+}
+
+// Equal as numbers: +0 and -0 are the same answer.
+template <class S>
+bool same_numbers(const std::vector<S>& a, const std::vector<double>& b) {
+  bool same = a.size() == b.size();
+  for (size_t i = 0; same && i < a.size(); ++i) same = cpu::widen(a[i]) == cpu::widen(stored<S>(b[i]));
+  return same;
+}
+
+// A tensor laid out in memory as asked, with NaN in the gaps: a kernel that reads one shows it.
+enum class Strides { contiguous, channels_last, batch_last, gaps };
+constexpr Strides kAllStrides[] = {Strides::contiguous, Strides::channels_last, Strides::batch_last, Strides::gaps};
+
+template <class S>
+struct Laid {
+  std::vector<S> memory;
+  cpu::ImagesView<S> view;
+
+  Laid(const std::vector<double>& values, int64_t n, int64_t c, int64_t h, int64_t w, Strides strides) {
+    switch (strides) {
+      case Strides::contiguous: view = {nullptr, n, c, h, w, c * h * w, h * w, w, 1}; break;
+      case Strides::channels_last: view = {nullptr, n, c, h, w, c * h * w, 1, c * w, c}; break;
+      case Strides::batch_last: view = {nullptr, n, c, h, w, 1, h * w * n, w * n, n}; break;
+      case Strides::gaps:
+        view = {nullptr, n, c, h, w, (c + 1) * (h + 1) * (2 * w + 1), (h + 1) * (2 * w + 1), 2 * w + 1, 2};
+        break;
+    }
+    const int64_t size = n && c && h && w ? (n - 1) * view.batch_stride + (c - 1) * view.channel_stride +
+                                                (h - 1) * view.height_stride + (w - 1) * view.width_stride + 1
+                                          : 0;
+    memory.assign(size, stored<S>(std::numeric_limits<double>::quiet_NaN()));
+    for (int64_t i = 0; i < static_cast<int64_t>(values.size()); ++i) {
+      memory[i / (c * h * w) * view.batch_stride + i / (h * w) % c * view.channel_stride +
+             i / w % h * view.height_stride + i % w * view.width_stride] = stored<S>(values[i]);
+    }
+    view.data = memory.data();
+  }
+
+  cpu::MatrixView<S> matrix() const {
+    return {view.data, view.batch, view.channels, view.batch_stride, view.channel_stride};
+  }
+};
+
+template <class S>
+struct Results {
+  std::vector<S> y, dx, dvalues;
+};
+
+// A problem with its data; results start as NaN so that an element left out is seen.
+struct Case {
+  Problem p;
+  Weight weight;
+  std::vector<double> x, dy, bias;
+
+  template <class Draw>
+  Case(const Problem& p, std::mt19937& random, Draw draw) : p(p), weight(p, random, draw) {
+    for (int64_t i = 0; i < p.batch * p.all_channels() * p.height * p.width; ++i) x.push_back(draw(random));
+    for (int64_t i = 0; i < p.batch * p.all_rows() * p.output(0) * p.output(1); ++i) dy.push_back(draw(random));
+    if (random() % 2) {
+      for (int64_t i = 0; i < p.all_rows(); ++i) bias.push_back(draw(random));
+    }
+  }
+
+  // The same weight on images [first, first + count).
+  Case slice(int64_t first, int64_t count) const {
+    Case part = *this;
+    part.p.batch = count;
+    const int64_t x_size = p.all_channels() * p.height * p.width, dy_size = p.all_rows() * p.output(0) * p.output(1);
+    part.x.assign(x.begin() + first * x_size, x.begin() + (first + count) * x_size);
+    part.dy.assign(dy.begin() + first * dy_size, dy.begin() + (first + count) * dy_size);
+    return part;
+  }
+
+  template <class S>
+  Results<S> run(const cpu::Context& context, bool as_linear, Strides strides) const {
+    const Laid<S> x_laid(x, p.batch, p.all_channels(), p.height, p.width, strides);
+    const Laid<S> dy_laid(dy, p.batch, p.all_rows(), p.output(0), p.output(1), strides);
+    const std::vector<S> values = stored<S>(weight.values), bias_s = stored<S>(bias);
+    const S nan = stored<S>(std::numeric_limits<double>::quiet_NaN());
+    Results<S> out{std::vector<S>(dy.size(), nan), std::vector<S>(x.size(), nan), std::vector<S>(values.size(), nan)};
+    const S* const bias_data = bias_s.empty() ? nullptr : bias_s.data();
+    const cpu::Csr csr{p.all_rows(), weight.nnz(), weight.crow.data(), weight.col.data()};
+    const cpu::TransposedCsr transposed{p.cols(), weight.nnz(), weight.crow_t.data(), weight.row_t.data(),
+                                        weight.perm.data()};
+    if (as_linear) {
+      cpu::linear(context, x_laid.matrix(), values.data(), bias_data, csr, out.y.data());
+      cpu::linear_dx(context, dy_laid.matrix(), values.data(), transposed, out.dx.data());
+      cpu::linear_dvalues(context, dy_laid.matrix(), x_laid.matrix(), csr, out.dvalues.data());
+    } else {
+      const cpu::ConvShape shape{
+          {p.height, p.output(0), p.kernel[0], p.stride[0], p.padding[0], p.dilation[0]},
+          {p.width, p.output(1), p.kernel[1], p.stride[1], p.padding[1], p.dilation[1]},
+          p.groups};
+      cpu::conv2d(context, x_laid.view, values.data(), bias_data, csr, shape, out.y.data());
+      cpu::conv2d_dx(context, dy_laid.view, values.data(), transposed, shape, out.dx.data());
+      cpu::conv2d_dvalues(context, dy_laid.view, x_laid.view, csr, shape, out.dvalues.data());
+    }
+    return out;
+  }
+};
+
+std::string describe(const char* isa, const std::string& type, const Problem& p) {
+  const auto pair = [](const int64_t* v) { return std::to_string(v[0]) + "x" + std::to_string(v[1]); };
+  return std::string(isa) + " " + type + " N" + std::to_string(p.batch) + " G" + std::to_string(p.groups) + " C" +
+         std::to_string(p.channels) + " R" + std::to_string(p.rows) + " " + std::to_string(p.height) + "x" +
+         std::to_string(p.width) + " k" + pair(p.kernel) + " s" + pair(p.stride) + " p" + pair(p.padding) + " d" +
+         pair(p.dilation) + " density " + std::to_string(p.density);
+}
+
+template <class S>
+void expect_the_definition(const cpu::Microkernels& kernels, const Problem& p, bool as_linear, std::mt19937& random) {
+  const Case problem(p, random, small_integer);
+  const Answer right = answer(p, problem.weight, problem.x, problem.dy, problem.bias);
+  for (const Strides strides : kAllStrides) {
+    const Results<S> got = problem.run<S>({kernels, threads(3)}, as_linear, strides);
+    const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
+                             " strides " + std::to_string(static_cast<int>(strides));
+    expect(same_numbers(got.y, right.y), what + ": y is the definition's");
+    expect(same_numbers(got.dx, right.dx), what + ": dx is the definition's");
+    expect(same_numbers(got.dvalues, right.dvalues), what + ": dvalues is the definition's");
+  }
+}
+
+template <class S>
+void expect_same_bits(const cpu::Microkernels& kernels, const Problem& p, bool as_linear, std::mt19937& random) {
+  const Case problem(p, random, any_number);
+  const std::string what = describe(kernels.name, type_name<S>(), p);
+  const Results<S> one = problem.run<S>({kernels, threads(1)}, as_linear, Strides::contiguous);
+  for (const int64_t count : {2, 5}) {
+    const Results<S> many = problem.run<S>({kernels, threads(count)}, as_linear, Strides::contiguous);
+    expect(same_bits(one.y, many.y) && same_bits(one.dx, many.dx) && same_bits(one.dvalues, many.dvalues),
+           what + ": results do not depend on the number of threads");
+  }
+  const int64_t first = p.batch / 3, count = 2;
+  const Results<S> part = problem.slice(first, count).run<S>({kernels, threads(1)}, as_linear, Strides::contiguous);
+  const auto rows_of = [&](const std::vector<S>& all) {
+    const int64_t size = static_cast<int64_t>(all.size()) / p.batch;
+    return std::vector<S>(all.begin() + first * size, all.begin() + (first + count) * size);
+  };
+  expect(same_bits(part.y, rows_of(one.y)), what + ": y does not depend on the rest of the batch");
+  expect(same_bits(part.dx, rows_of(one.dx)), what + ": dx does not depend on the rest of the batch");
+}
+
+// batch, rows, cols, density: around one cache line, one block, one panel; and the degenerate ones.
+const Problem kLinear[] = {
+    linear_problem(0, 5, 7, 0.5),    linear_problem(1, 1, 1, 1),      linear_problem(1, 130, 33, 0.1),
+    linear_problem(7, 17, 65, 0.3),  linear_problem(8, 64, 64, 0),    linear_problem(16, 3, 100, 0.5),
+    linear_problem(17, 66, 16, 1),   linear_problem(63, 40, 31, 0.2), linear_problem(65, 129, 70, 0.1),
+    linear_problem(200, 33, 50, 0.1)};
+
+// batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
+const Problem kConv[] = {
+    {2, 1, 3, 5, 8, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0.4},    // the usual one
+    {0, 1, 3, 5, 8, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0.4},    // no images
+    {1, 1, 1, 1, 1, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},      // one of everything
+    {3, 1, 4, 6, 7, 5, {1, 1}, {1, 1}, {2, 3}, {1, 1}, 0.5},    // padding without a kernel to reach it
+    {3, 1, 4, 6, 9, 8, {1, 1}, {2, 3}, {0, 0}, {1, 1}, 0.5},    // strides that skip input
+    {2, 2, 3, 4, 11, 10, {3, 2}, {2, 2}, {1, 0}, {1, 1}, 0.5},  // groups, even kernel
+    {2, 6, 1, 2, 9, 9, {3, 3}, {1, 2}, {1, 1}, {2, 1}, 0.7},    // depthwise, dilated in one axis
+    {2, 1, 2, 3, 13, 12, {4, 3}, {3, 2}, {5, 4}, {2, 3}, 0.6},  // padding, stride and dilation that share no factor
+    {2, 1, 2, 3, 6, 6, {3, 3}, {4, 5}, {0, 2}, {2, 2}, 0.6},    // stride beyond the kernel
+    {2, 1, 2, 3, 4, 4, {2, 2}, {2, 2}, {7, 6}, {1, 1}, 0.8},    // outputs that see only padding
+    {1, 1, 2, 2, 1, 1, {1, 1}, {5, 5}, {2, 2}, {1, 1}, 1},      // no output meets the input
+    {1, 1, 2, 3, 1, 70, {1, 7}, {1, 1}, {0, 3}, {1, 1}, 0.5},   // one line
+    {5, 1, 3, 4, 14, 14, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0},    // no weights
+    {40, 1, 16, 9, 12, 12, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0.05},    // several panels of several images
+    {2, 1, 16, 5, 100, 110, {3, 3}, {2, 1}, {1, 1}, {1, 2}, 0.05},  // images cut into bands
+};
+
+template <class S>
+void test_operators(const cpu::Microkernels& kernels) {
+  std::mt19937 random(1);
+  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);
+  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
+  for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
+  expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
+  expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
+}
+
+// The value a half's bits stand for, from the format's definition.
+double half_value(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const double magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                           : exponent == 0 ? std::ldexp(mantissa, -24)
+                                           : std::ldexp(1024 + mantissa, exponent - 25);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+double bfloat16_value(uint16_t bits) { return cpu::widen(cpu::BFloat16{bits}); }
+
+// narrow() at every representable number, between it and the next, and just beside that midpoint.
+template <class S>
+void test_rounding(double (*value)(uint16_t), uint16_t infinity) {
+  bool widens = true, exact = true, ties = true, nearest = true, nan = true;
+  for (uint32_t i = 0; i < 0x10000; ++i) {
+    const uint16_t bits = static_cast<uint16_t>(i), magnitude = bits & 0x7FFF;
+    const double here = value(bits);
+    if (magnitude > infinity) {
+      nan = nan && std::isnan(cpu::widen(S{bits})) && std::isnan(value(stored<S>(here).bits));
+      continue;
+    }
+    widens = widens && cpu::widen(S{bits}) == here && std::signbit(cpu::widen(S{bits})) == std::signbit(here);
+    exact = exact && stored<S>(here).bits == bits;
+    if (magnitude + 1 >= infinity) continue;
+    const float middle = static_cast<float>((here + value(bits + 1)) / 2);
+    ties = ties && stored<S>(middle).bits == (bits % 2 ? bits + 1 : bits);
+    nearest = nearest && stored<S>(std::nextafterf(middle, 0)).bits == bits &&
+              stored<S>(std::nextafterf(middle, middle * 2)).bits == bits + 1;
+  }
+  expect(widens, type_name<S>() + ": widening is exact");
+  expect(exact, type_name<S>() + ": narrowing a representable number is exact");
+  expect(ties, type_name<S>() + ": a tie rounds to even");
+  expect(nearest, type_name<S>() + ": narrowing rounds to the nearest");
+  expect(nan, type_name<S>() + ": NaN stays NaN");
+  expect(stored<S>(3.4e38).bits == infinity, type_name<S>() + ": overflow is infinity");
+}
+
+void test_row_split() {
+  const int32_t begin[] = {0, 0, 100, 100, 101, 101, 101, 160};
+  for (const int64_t parts : {1, 2, 3, 7, 20}) {
+    int64_t covered = 0;
+    bool ascending = true;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = cpu::split_rows(begin, 7, part, parts), end = cpu::split_rows(begin, 7, part + 1, parts);
+      ascending = ascending && first == covered && end >= first;
+      covered = end;
+    }
+    expect(ascending && covered == 7, "split_rows: parts cover all rows in order");
+  }
+}
+
+}  // namespace
+}  // namespace rsn2::test
+
+int main() {
+  using namespace rsn2;
+  test::test_rounding<cpu::Half>(test::half_value, 0x7C00);
+  test::test_rounding<cpu::BFloat16>(test::bfloat16_value, 0x7F80);
+  test::test_row_split();
+  for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
+    test::test_operators<float>(*kernels);
+    test::test_operators<double>(*kernels);
+    test::test_operators<cpu::Half>(*kernels);
+    test::test_operators<cpu::BFloat16>(*kernels);
+    std::printf("%s: done\n", kernels->name);
+  }
+  std::printf("%d failures\n", test::failures);
+  return test::failures ? 1 : 0;
+}

@@ -1,0 +1,31 @@
+"""Many tasks in one network, each on its own disjoint subset of the weights: the RSN2 procedure for PyTorch.
+
+convert -> allocate -> use_task / parameters / fit -> evaluate, report, save, load
+"""
+
+from rsn2 import nn
+from rsn2.allocate import AllocationError, allocate
+from rsn2.checkpoint import load, save
+from rsn2.convert import convert
+from rsn2.nn.layer import TaskError
+from rsn2.record import CheckpointError
+from rsn2.report import Report, report
+from rsn2.tasks import finalize, parameters, shared_parameters, tasks, use_task
+
+__all__ = [
+    "AllocationError",
+    "CheckpointError",
+    "Report",
+    "TaskError",
+    "allocate",
+    "convert",
+    "finalize",
+    "load",
+    "nn",
+    "parameters",
+    "report",
+    "save",
+    "shared_parameters",
+    "tasks",
+    "use_task",
+]

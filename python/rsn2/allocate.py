@@ -1,0 +1,262 @@
+"""RSN2's weight selection: saliency of the free weights, an exact number of them per task, one claim.
+
+Algorithm 1 of *The Multiple Subnetwork Hypothesis*, with the count made exact: of the positions that no task owns, a task
+of density d takes the round(d * positions) with the largest saliency, ties going to the lower position.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rsn2.data import device_of, to_device
+from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.nn.names import check_task_name
+from rsn2.nn.per_task import PerTask
+from rsn2.tasks import activated, multitask_layers, per_task_modules
+
+Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
+Scope = Literal["layer", "global"]
+Rescale = Literal["fan_in"]
+Loss = Callable[[Any, Any], Tensor]
+Batches = Iterable[tuple[Any, Any]]
+
+_DATA_FREE = ("magnitude", "random")
+# Densities such as 5 x 0.2 add to 1 only up to the rounding of binary fractions.
+_SUM_TOLERANCE = 1e-9
+
+
+class AllocationError(ValueError):
+    """A task cannot have the weights it asks for."""
+
+
+def allocate(
+    model: nn.Module,
+    task: str,
+    density: float,
+    loss: Loss | None = None,
+    batches: Batches | None = None,
+    *,
+    criterion: Criterion = "gradient",
+    scope: Scope = "layer",
+    rescale: Rescale | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Give a new task its own weights in every multitask layer, and its copies of the per-task modules.
+
+    The saliency of a weight comes from the loss of the task through the candidates only: the free weights, all others
+    being 0. The network runs in the mode it is in; call ``model.eval()`` first to keep dropout out of the choice.
+
+    Args:
+        model: a converted network.
+        task: a new name of letters, digits, ``_`` and ``-``.
+        density: share of all positions that the task gets, in (0, 1]; over all tasks at most 1 in sum. With five tasks of
+            0.2 the last one gets what rounding leaves.
+        loss: ``loss(model(x), target) -> scalar``; not used by "magnitude" and "random".
+        batches: ``(x, target)`` pairs, at least one; the gradients of all of them are added.
+        criterion: saliency of a weight w with gradient g: |g|, |g w|, |w|, or uniform noise from ``seed``.
+        scope: keep round(density * positions) in each layer, or over all layers together.
+        rescale: "fan_in" multiplies each row's values once by sqrt(columns / owned in the row), so that a sparse row starts
+            with the output variance of the dense one; None is the paper's form.
+        seed: of the "random" criterion.
+
+    Returns:
+        Layer name -> number of weights that the task owns there.
+
+    Raises:
+        TaskError: if the task is allocated already, a per-task module has no part for it, or a layer is finalized.
+        AllocationError: if the density is out of range or more than what is left, ``batches`` is empty, a gradient is not
+            finite, or a layer takes no part in the loss. Nothing has changed after any error.
+    """
+    layers = multitask_layers(model)
+    _check_arguments(model, layers, task, density, loss, batches, criterion, scope, rescale)
+    with ExitStack() as undo:
+        added = _add_copies(model, task, undo)
+        saliencies = _saliencies(model, layers, task, loss, batches, criterion, seed)
+        masks = _select(layers, saliencies, density, scope)
+        # The run above moved the running statistics of the copies: start the task on fresh ones.
+        for module in added:
+            module.remove_task(task)
+            module.add_task(task)
+        undo.pop_all()
+    for name, layer in layers.items():
+        layer.add_task(task, masks[name], density, _fan_in_scale(masks[name]) if rescale else None)
+    return {name: layer.owners.count(layer.slot(task)) for name, layer in layers.items()}
+
+
+def _check_arguments(
+    model: nn.Module,
+    layers: dict[str, MultitaskLayer],
+    task: str,
+    density: float,
+    loss: Loss | None,
+    batches: Batches | None,
+    criterion: str,
+    scope: str,
+    rescale: str | None,
+) -> None:
+    check_task_name(task)
+    if not layers:
+        raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
+    for name, value, choices in (
+        ("criterion", criterion, get_args(Criterion)),
+        ("scope", scope, get_args(Scope)),
+        ("rescale", rescale, (None, *get_args(Rescale))),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {choices}. Got {value!r}.")
+    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
+        raise AllocationError(f"density: expected a number in (0, 1]. Got {density!r}.")
+    if criterion not in _DATA_FREE and (loss is None or batches is None):
+        raise ValueError(f"loss, batches: the {criterion!r} criterion needs both.")
+    for name, layer in layers.items():
+        if task in layer.slots:
+            raise TaskError(f"task {task!r} is allocated already, in layer {name!r}.")
+        if layer.pool is None:
+            raise TaskError(f"task {task!r} cannot be added: layer {name!r} is finalized, its free weights are gone.")
+        spent = sum(layer.densities.values())
+        if spent + density > 1 + _SUM_TOLERANCE:
+            raise AllocationError(
+                f"density: {density} is more than the {max(0.0, 1 - spent):.4g} that {list(layer.slots)} leave "
+                f"in layer {name!r}."
+            )
+    for name, module in per_task_modules(model).items():
+        if task not in module.tasks and module.template is None:
+            raise TaskError(f"task {task!r} has no module in {name!r}, which has no template to copy.")
+
+
+def _add_copies(model: nn.Module, task: str, undo: ExitStack) -> list[PerTask]:
+    """Copy the templates for the task; ``undo`` takes the copies back."""
+    new = [module for module in per_task_modules(model).values() if task not in module.tasks]
+    for module in new:
+        module.add_task(task)
+        undo.callback(module.remove_task, task)
+    return new
+
+
+def _saliencies(
+    model: nn.Module,
+    layers: dict[str, MultitaskLayer],
+    task: str,
+    loss: Loss | None,
+    batches: Batches | None,
+    criterion: Criterion,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Non-negative saliency ``[rows, cols]`` of every weight, by layer."""
+    pools = {name: _pool(layer).flatten(1) for name, layer in layers.items()}
+    if criterion == "magnitude":
+        return {name: pool.abs() for name, pool in pools.items()}
+    if criterion == "random":
+        # Drawn on the CPU, so that every device chooses the same weights.
+        generator = torch.Generator().manual_seed(seed)
+        return {name: torch.rand(pool.shape, generator=generator).to(pool.device) for name, pool in pools.items()}
+    assert loss is not None and batches is not None
+    gradients = _gradients(model, layers, task, loss, batches)
+    if criterion == "gradient_x_weight":
+        return {name: (gradient * pools[name]).abs() for name, gradient in gradients.items()}
+    return {name: gradient.abs() for name, gradient in gradients.items()}
+
+
+def _gradients(
+    model: nn.Module, layers: dict[str, MultitaskLayer], task: str, loss: Loss, batches: Batches
+) -> dict[str, Tensor]:
+    """Gradient of the loss for every candidate weight, ``[rows, cols]`` by layer, summed over the batches."""
+    total: dict[str, Tensor] = {}
+    device = device_of(model)
+    with activated(model, task), _through_candidates(layers) as candidates, torch.enable_grad():
+        for number, batch in enumerate(batches):
+            x, target = to_device(batch, device)
+            gradients = torch.autograd.grad(loss(model(x), target), list(candidates.values()), allow_unused=True)
+            for name, gradient in zip(candidates, gradients, strict=True):
+                if gradient is None:
+                    raise AllocationError(f"layer {name!r} takes no part in the loss of batch {number}.")
+                if not bool(torch.isfinite(gradient).all()):
+                    raise AllocationError(f"layer {name!r}: the gradient of batch {number} has NaN or infinite entries.")
+                accumulated = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
+                total[name] = total[name] + accumulated if name in total else accumulated
+    if not total:
+        raise AllocationError("batches: expected at least one (x, target) pair. Got none.")
+    return total
+
+
+@contextmanager
+def _through_candidates(layers: dict[str, MultitaskLayer]) -> Iterator[dict[str, Tensor]]:
+    """Let every layer run densely on its free weights, and give these weights as leaves to differentiate."""
+    candidates = {}
+    try:
+        for name, layer in layers.items():
+            pool = _pool(layer)
+            candidates[name] = (pool * layer.owners.free().view(pool.shape)).requires_grad_()
+            layer._candidates = candidates[name]
+        yield candidates
+    finally:
+        for layer in layers.values():
+            layer._candidates = None
+
+
+def _select(
+    layers: dict[str, MultitaskLayer], saliencies: dict[str, Tensor], density: float, scope: Scope
+) -> dict[str, Tensor]:
+    """The task's mask in every layer."""
+    free = {name: layer.owners.free() for name, layer in layers.items()}
+    if scope == "layer":
+        masks = {}
+        for name, layer in layers.items():
+            count = _count(density, layer.owners.numel, int(free[name].sum()), len(layer.densities), f"layer {name!r}")
+            masks[name] = largest(saliencies[name], free[name], count)
+        return masks
+    device = next(iter(saliencies.values())).device
+    flat = torch.cat([saliency.flatten().to(device, torch.float32) for saliency in saliencies.values()])
+    flat_free = torch.cat([mask.flatten().to(device) for mask in free.values()])
+    tasks = max(len(layer.densities) for layer in layers.values())
+    count = _count(density, flat.numel(), int(flat_free.sum()), tasks * len(layers), "the network")
+    chosen = largest(flat, flat_free, count).split([mask.numel() for mask in free.values()])
+    return {
+        name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, chosen, strict=True)
+    }
+
+
+def _count(density: float, positions: int, free: int, roundings: int, where: str) -> int:
+    """round(density * positions), less what the roundings of earlier tasks took from the last one."""
+    wanted = round(density * positions)
+    # Each earlier task may have taken up to half a position more than its share, and so may this one.
+    if wanted - free > (roundings + 1) / 2:
+        raise AllocationError(
+            f"density: {density} of {where} is {wanted} positions, and {free} of {positions} are free "
+            f"(density {free / positions:.4g})."
+        )
+    return min(wanted, free)
+
+
+def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Mask of the ``count`` candidates with the largest saliency; ties go to the lower row-major position.
+
+    Args:
+        saliency: non-negative, any shape.
+        candidates: bool, same shape.
+        count: at most the number of candidates.
+
+    Returns:
+        Bool, same shape, exactly ``count`` True. It depends on the saliencies alone, not on device or thread count.
+    """
+    if count == 0:
+        return torch.zeros_like(candidates)
+    scores = saliency.masked_fill(~candidates, -1).flatten()
+    threshold = torch.topk(scores, count, sorted=False).values.min()
+    above = scores > threshold
+    ties = (scores == threshold).nonzero().squeeze(1)[: count - int(above.sum())]
+    return above.index_fill(0, ties, True).view(saliency.shape)
+
+
+def _fan_in_scale(mask: Tensor) -> Tensor:
+    """sqrt(columns / owned) for each row, 1 where a row owns nothing."""
+    owned = mask.sum(1)
+    return torch.where(owned > 0, (mask.shape[1] / owned.clamp(min=1)).sqrt(), 1.0)
+
+
+def _pool(layer: MultitaskLayer) -> Tensor:
+    assert layer.pool is not None, "checked before any work"
+    return layer.pool.detach()

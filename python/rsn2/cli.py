@@ -1,0 +1,189 @@
+"""The command line: ``rsn2 train``, ``rsn2 report``, ``rsn2 predict``."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import torch
+import typer
+from rich.console import Console
+
+from rsn2.allocate import AllocationError
+from rsn2.checkpoint import describe
+from rsn2.experiments import extras, runner, summary, tabular
+from rsn2.experiments.config import ConfigError, read_config
+from rsn2.experiments.folder import RunError
+from rsn2.experiments.reload import AuditError
+from rsn2.nn.layer import TaskError
+from rsn2.record import CheckpointError
+from rsn2.training import TrainingError
+
+_USER_ERRORS = (
+    AllocationError,
+    CheckpointError,
+    ConfigError,
+    OSError,
+    RunError,
+    TaskError,
+    TrainingError,
+    extras.MissingPackageError,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Many tasks in one network, each on its own weights: train, look at, and use such networks.",
+)
+
+Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file of `rsn2 train` or rsn2.save.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One line on standard error and an exit code, where the library raises."""
+    try:
+        yield
+    except AuditError as error:
+        code, text = 1, f"audit failed: {error}"
+    except _USER_ERRORS as error:
+        code, text = 2, f"error: {_words(error)}"
+    except KeyboardInterrupt:
+        code, text = 130, "interrupted: the same command goes on from here"
+    else:
+        return
+    print(" ".join(text.split()), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rsn2-kernels {extras.version('rsn2-kernels')}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Many tasks in one network, each on its own weights: train, look at, and use such networks."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML file; examples/demo.toml is one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; made if missing. Default: runs/<name of CONFIG>."),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option(help="Train a dense control of every task too, for comparison.")
+    ] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove an earlier run from the folder first.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train several tasks in turn in one network, and prove that none was forgotten.
+
+    Each task gets weights of its own, trains them, and is scored on its test set, then and at the end. All values
+    are compared bit by bit with those right after their training; the saved network is loaded in a new process
+    and must give the same predictions, bit by bit.
+
+    \b
+    Example:  rsn2 train examples/demo.toml --out runs/demo
+
+    \b
+    Written to the folder:
+      report.json       results, audit, bits per weight, time, versions
+      net.safetensors   the network: for `rsn2 report`, `rsn2 predict` and rsn2.load
+      ownership.png     who owns which weight
+      run.json, resume/ what an interrupted run needs: the same command goes on
+
+    \b
+    Exit codes:
+      0    done
+      1    the run is complete and its audit failed: a value changed, or a prediction
+      2    an error in the arguments, the configuration, the data or the folder
+      130  interrupted
+    """
+    with _errors():
+        if threads is not None:
+            torch.set_num_threads(threads)
+        folder = out if out is not None else Path("runs", config.stem)
+        experiment = tabular.experiment(read_config(config))
+        console = None if quiet else Console()
+        result = runner.run(experiment, folder, controls=controls, fresh=fresh, console=console)
+        if console is not None:
+            summary.show(result, folder, console)
+
+
+@app.command()
+def report(checkpoint: Checkpoint) -> None:
+    """Show what a saved network holds: per layer and task the weights owned, and the bits per weight.
+
+    The file alone is enough, whatever the architecture. Nothing is written.
+
+    \b
+    Example:  rsn2 report runs/demo/net.safetensors
+
+    \b
+    Exit codes:
+      0    done
+      2    the file is missing, damaged, or no checkpoint
+    """
+    with _errors():
+        print(describe(checkpoint))
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    task: Annotated[str, typer.Option(help="Which of the network's tasks answers.")],
+    input: Annotated[Path, typer.Option(help="CSV file with a header: the task's features, in any order.")],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file for the answers. Default: print them.")
+    ] = None,
+) -> None:
+    """Answer for every row of a CSV file with one task of a network that `rsn2 train` made.
+
+    The answers are names of classes, or values in the units of the training data, one per row, under the
+    header `prediction`. Scaling is part of the checkpoint: give the features in their own units.
+
+    \b
+    Example:  rsn2 predict runs/demo/net.safetensors --task wine --input wines.csv --output answers.csv
+
+    \b
+    Exit codes:
+      0    done
+      2    a file is missing or damaged, a column is missing or too many, a field is no number, no such task
+    """
+    with _errors():
+        answers = tabular.predict_csv(checkpoint, task, input)
+        if output is None:
+            _write_answers(sys.stdout, answers)
+        else:
+            with output.open("w", newline="", encoding="utf-8") as file:
+                _write_answers(file, answers)
+
+
+def _write_answers(file: TextIO, answers: list[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([["prediction"], *([answer] for answer in answers)])
+
+
+if __name__ == "__main__":
+    app()

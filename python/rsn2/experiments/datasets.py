@@ -1,0 +1,236 @@
+"""Tables of numbers: read from scikit-learn or a CSV file, split in three, and standardised."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rsn2.experiments import extras
+from rsn2.experiments.config import ConfigError, Kind, TaskConfig
+
+Numbers = npt.NDArray[np.float64]
+
+TEST_SHARE = 0.30
+VALIDATION_SHARE = 0.15
+# Not the training seed: every run is scored on the same test samples.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set as read.
+
+    Attributes:
+        features: names of the columns of ``x``.
+        x: ``[samples, features]``.
+        target: ``[samples]``; the number of the class, or the value.
+        classes: names of the classes; None for regression.
+    """
+
+    features: tuple[str, ...]
+    x: Numbers
+    target: Numbers
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one task's rows become network inputs, and its outputs become answers.
+
+    Attributes:
+        kind: "classification" or "regression".
+        features: column names, in the order of the network's inputs.
+        mean, scale: of each column, over the samples trained on.
+        classes: names in the order of the outputs; None for regression.
+        target_mean, target_scale: of a regression's target, in its units; 0 and 1 for classes.
+    """
+
+    kind: Kind
+    features: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    classes: tuple[str, ...] | None
+    target_mean: float
+    target_scale: float
+
+    @classmethod
+    def of(cls, kind: Kind, table: Table, rows: npt.NDArray[np.int64]) -> Self:
+        """The scaling by ``rows`` of a table. A constant column keeps its scale."""
+        x = table.x[rows]
+        deviation = x.std(axis=0)
+        target_mean, target_scale = 0.0, 1.0
+        if table.classes is None:
+            target_mean = float(table.target[rows].mean())
+            target_scale = float(table.target[rows].std()) or 1.0
+        return cls(
+            kind,
+            table.features,
+            tuple(x.mean(axis=0).tolist()),
+            tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+            table.classes,
+            target_mean,
+            target_scale,
+        )
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_json`."""
+        fields: dict[str, Any] = {}
+        for key, value in content.items():
+            fields[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @property
+    def outputs(self) -> int:
+        """Number of the network's outputs: one per class, or one."""
+        return len(self.classes) if self.classes is not None else 1
+
+    def inputs(self, x: Numbers) -> Tensor:
+        """Rows ``[n, features]`` in their units to float32 network inputs."""
+        return torch.from_numpy((x - np.array(self.mean)) / np.array(self.scale)).to(torch.float32)
+
+    def targets(self, target: Numbers) -> Tensor:
+        """Targets ``[n]`` to what the loss takes: int64 ``[n]``, or standardised float32 ``[n, 1]``."""
+        if self.classes is not None:
+            return torch.from_numpy(target).to(torch.int64)
+        standardised = torch.from_numpy((target - self.target_mean) / self.target_scale)
+        return standardised.to(torch.float32).unsqueeze(1)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Outputs of a regression, ``[n, 1]``, to float64 ``[n]`` in the target's units."""
+        return outputs.squeeze(1).to(torch.float64) * self.target_scale + self.target_mean
+
+
+@dataclass(frozen=True)
+class Split:
+    """``(x, target)`` as the network takes them, of the three parts of a data set."""
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    scaling: Scaling
+
+
+def load_split(task: TaskConfig) -> Split:
+    """Read a task's data and split it: 30 % test, 15 % of the rest validation, stratified by class.
+
+    Raises:
+        ConfigError: if the data is not as the task says; names task, column and line.
+        MissingPackageError: if scikit-learn is not installed.
+    """
+    where = f"task {task.name!r}"
+    if task.data.startswith("sklearn:"):
+        table = _from_sklearn(where, task.data.removeprefix("sklearn:"), task.kind)
+    else:
+        assert task.target is not None, "the configuration was checked"
+        table = _from_csv(where, Path(task.data), task.kind, task.target)
+    rest, test = _divide(where, np.arange(len(table.target)), table, TEST_SHARE)
+    train, val = _divide(where, rest, table, VALIDATION_SHARE)
+    scaling = Scaling.of(task.kind, table, train)
+
+    def part(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return scaling.inputs(table.x[rows]), scaling.targets(table.target[rows])
+
+    return Split(part(train), part(val), part(test), scaling)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file.
+
+    Raises:
+        ConfigError: if it has no header, a name twice, or a row of another length; names the line.
+        FileNotFoundError: if there is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a CSV file: {error}") from error
+    if not header:
+        raise ConfigError(f"{path}: expected a header with the names of the columns.")
+    if len(set(header)) < len(header):
+        twice = sorted({name for name in header if header.count(name) > 1})
+        raise ConfigError(f"{path}: columns {twice} appear more than once.")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise ConfigError(f"{path}: line {line}: expected {len(header)} fields. Got {len(row)}.")
+    return header, rows
+
+
+def numbers(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Iterable[str]
+) -> Numbers:
+    """The named columns of a CSV file as ``[rows, columns]``.
+
+    Raises:
+        ConfigError: if a field is not a finite number; names column and line.
+    """
+    chosen = [(name, header.index(name)) for name in columns]
+    result = np.empty((len(rows), len(chosen)))
+    for number, row in enumerate(rows):
+        for place, (name, index) in enumerate(chosen):
+            try:
+                result[number, place] = float(row[index])
+            except ValueError:
+                result[number, place] = np.nan
+            if not np.isfinite(result[number, place]):
+                raise ConfigError(
+                    f"{path}: line {number + 2}, column {name!r}: expected a number. Got {row[index]!r}."
+                )
+    return result
+
+
+def _from_sklearn(where: str, name: str, kind: Kind) -> Table:
+    sets = extras.load("sklearn.datasets")
+    bunch = sets.load_diabetes(scaled=False) if name == "diabetes" else getattr(sets, f"load_{name}")()
+    actual: Kind = "regression" if name == "diabetes" else "classification"
+    if kind != actual:
+        raise ConfigError(f"{where} kind: {name} is a {actual}. Got {kind!r}.")
+    classes = tuple(str(label) for label in bunch.target_names) if kind == "classification" else None
+    features = tuple(str(feature) for feature in bunch.feature_names)
+    return Table(features, np.asarray(bunch.data, np.float64), np.asarray(bunch.target, np.float64), classes)
+
+
+def _from_csv(where: str, path: Path, kind: Kind, target: str) -> Table:
+    header, rows = read_rows(path)
+    if target not in header:
+        raise ConfigError(f"{where} target: {path} has no column {target!r}. There are {header}.")
+    features = tuple(name for name in header if name != target)
+    if not features or not rows:
+        raise ConfigError(
+            f"{where} data: {path} has no {'rows' if features else 'columns beside the target'}."
+        )
+    x = numbers(path, header, rows, features)
+    if kind == "regression":
+        return Table(features, x, numbers(path, header, rows, [target])[:, 0], None)
+    labels = [row[header.index(target)] for row in rows]
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        raise ConfigError(f"{where} target: column {target!r} of {path} holds one class, {classes[0]!r}.")
+    number_of = {label: number for number, label in enumerate(classes)}
+    return Table(features, x, np.array([number_of[label] for label in labels], np.float64), classes)
+
+
+def _divide(
+    where: str, rows: npt.NDArray[np.int64], table: Table, share: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split rows in two, the second part holding ``share`` of them."""
+    selection = extras.load("sklearn.model_selection")
+    strata = table.target[rows] if table.classes is not None else None
+    try:
+        first, second = selection.train_test_split(
+            rows, test_size=share, random_state=SPLIT_SEED, stratify=strata
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where} data: {len(rows)} samples cannot be split: {error}") from error
+    return first, second

@@ -1,0 +1,96 @@
+"""The folder of a run: its files, and what is needed to go on where it was interrupted."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunError(RuntimeError):
+    """A run cannot go on in its folder."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        report: JSON, written at the end.
+        checkpoint: the finished network.
+        picture: who owns which weight.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.report = path / "report.json"
+        self.checkpoint = path / "net.safetensors"
+        self.picture = path / "ownership.png"
+        self._state = path / "run.json"
+        self._resume = path / "resume"
+        self._settings: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._start = time.perf_counter()
+
+    def enter(self, settings: Mapping[str, Any], fresh: bool = False) -> None:
+        """Make the folder ready for a run with ``settings`` (JSON), or for going on with one.
+
+        Args:
+            settings: all that determines the run's result.
+            fresh: remove an earlier run first: the files named here, and nothing else.
+
+        Raises:
+            RunError: if the folder holds a run with other settings.
+        """
+        # As they come back from a file, so that the two compare.
+        self._settings = json.loads(json.dumps(settings))
+        if fresh:
+            for file in (self._state, self.report, self.checkpoint, self.picture):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self._resume, ignore_errors=True)
+        self._resume.mkdir(parents=True, exist_ok=True)
+        state = _read(self._state) or {"settings": self._settings, "seconds": 0.0}
+        known = state["settings"]
+        different = [key for key in {*known, *self._settings} if known.get(key) != self._settings.get(key)]
+        if different:
+            raise RunError(
+                f"{self.path} holds a run with other settings ({', '.join(sorted(different))}): choose another "
+                "folder, or start anew with --fresh."
+            )
+        self._seconds_before = state["seconds"]
+        self.keep_time()
+
+    def resume_file(self, name: str) -> Path:
+        """Where `rsn2.fit` keeps the training called ``name``."""
+        return self._resume / f"{name}.safetensors"
+
+    def keep_time(self) -> float:
+        """Write down, and return, the seconds that the run has taken over all its starts."""
+        seconds = self._seconds_before + time.perf_counter() - self._start
+        _write(self._state, {"settings": self._settings, "seconds": seconds})
+        return seconds
+
+    def read_report(self) -> dict[str, Any] | None:
+        """The report of a run that came to its end, else None."""
+        return _read(self.report) if self.checkpoint.exists() else None
+
+    def write_report(self, content: Mapping[str, Any]) -> None:
+        """Write ``report.json``."""
+        _write(self.report, content)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not JSON ({error}); start anew with --fresh.") from error
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,60 @@
+"""How tasks are allocated and trained: settings that every experiment has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rsn2.allocate import Criterion, Rescale, Scope
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One task's training, the same for its control.
+
+    Attributes:
+        optimizer: "adam", "adamw" or "sgd".
+        lr: learning rate.
+        weight_decay: of the optimizer; decoupled from the gradient for "adamw" alone.
+        momentum: of "sgd".
+        epochs: at most.
+        batch_size: samples per step.
+        patience: epochs without progress of the validation loss before training stops; None: never.
+        min_delta: how much lower a validation loss must be to count as progress.
+        seed: of the order of the samples and of dropout.
+    """
+
+    optimizer: OptimizerName = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    epochs: int = 100
+    batch_size: int = 512
+    patience: int | None = None
+    min_delta: float = 0.0
+    seed: int = 0
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over ``parameters``."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+        }
+        return kinds[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How a task's weights are chosen; see :func:`rsn2.allocate`."""
+
+    criterion: Criterion = "gradient"
+    scope: Scope = "layer"
+    rescale: Rescale | None = None

@@ -1,0 +1,45 @@
+"""A run's report as a table for people."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(result: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the tasks of a report, its bits per weight, its time, and where the files are."""
+    table = Table()
+    table.add_column("task")
+    table.add_column("metric")
+    for column in ("sparse", "dense control", "density", "right after", "at the end", "values changed"):
+        table.add_column(column, justify="right")
+    for task in result["tasks"]:
+        table.add_row(
+            task["name"],
+            task["metric"],
+            _number(task["value"]),
+            _number(task["control"]),
+            f"{task['density']:g}",
+            _number(task["value_after_training"]),
+            _number(task["value"]),
+            f"{task['values_changed']}",
+        )
+    console.print(table)
+    equal = "equal to" if result["reload_bitwise_equal"] else "DIFFERENT from"
+    for line in (
+        f"bits per shared weight: {result['bits_per_weight']:.1f}, all tasks in one network; "
+        f"{result['bits_per_weight_dense']:.1f} as {len(result['tasks'])} dense networks",
+        f"saved, loaded in a new process: predictions bitwise {equal} those before",
+        f"{result['seconds']:.1f} s on {result['threads']} threads",
+        f"written to {folder}: report.json, net.safetensors, ownership.png",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    """Four digits after the point of a share, one of what is larger."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,0 +1,155 @@
+"""The tabular experiment: small data sets of different shapes share the hidden layers of one MLP."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsn2.checkpoint import load, read_metadata
+from rsn2.convert import convert
+from rsn2.experiments.config import Config, ConfigError
+from rsn2.experiments.datasets import Scaling, load_split, numbers, read_rows
+from rsn2.experiments.runner import Experiment, Task
+from rsn2.nn import PerTask
+from rsn2.record import CheckpointError
+from rsn2.training import predict
+
+_KIND = "tabular"
+
+
+class TabularNet(nn.Module):
+    """Own input layer -> shared hidden layers -> own head, with ReLU between.
+
+    Args:
+        hidden: output width of each shared layer; the input layers put out ``hidden[0]``.
+        sizes: task -> (features, outputs).
+    """
+
+    def __init__(self, hidden: tuple[int, ...], sizes: Mapping[str, tuple[int, int]]):
+        super().__init__()
+        self.input = PerTask({task: nn.Linear(features, hidden[0]) for task, (features, _) in sizes.items()})
+        widths = (hidden[0], *hidden)
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.head = PerTask({task: nn.Linear(hidden[-1], outputs) for task, (_, outputs) in sizes.items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, features]`` of the active task to ``[n, outputs]``."""
+        x = F.relu(self.input(x))
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+def experiment(config: Config) -> Experiment:
+    """Read the data of a configuration and say what is to be run on it.
+
+    Raises:
+        ConfigError: if a data set is not as its task says.
+        FileNotFoundError: if a CSV file is missing.
+        MissingPackageError: if scikit-learn is not installed.
+    """
+    tasks = []
+    scalings = {}
+    for task in config.tasks:
+        split = load_split(task)
+        scalings[task.name] = split.scaling
+        classes = task.kind == "classification"
+        tasks.append(
+            Task(
+                name=task.name,
+                density=task.density,
+                train=split.train,
+                val=split.val,
+                test=split.test,
+                loss=F.cross_entropy if classes else F.mse_loss,
+                metric="accuracy" if classes else "mse",
+                score=_accuracy if classes else partial(_mse, split.scaling),
+                training=task.training,
+            )
+        )
+    metadata = {
+        "experiment": _KIND,
+        "config": config.to_json(),
+        "tasks": {name: scaling.to_json() for name, scaling in scalings.items()},
+    }
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            return convert(rebuild(metadata))
+
+    return Experiment(
+        build=build,
+        rebuild=f"{__name__}:{rebuild.__name__}",
+        tasks=tasks,
+        allocation=config.allocation,
+        metadata=metadata,
+        settings=config.to_json(),
+    )
+
+
+def rebuild(metadata: Mapping[str, Any]) -> nn.Module:
+    """The plain network that a checkpoint's metadata describes, with weights drawn anew.
+
+    Raises:
+        CheckpointError: if the metadata is not of a tabular experiment.
+    """
+    scalings = _scalings(metadata)
+    hidden = tuple(metadata["config"]["hidden"])
+    return TabularNet(hidden, {name: (len(each.features), each.outputs) for name, each in scalings.items()})
+
+
+def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> list[str]:
+    """Answers for the rows of a CSV file: names of classes, or values in the target's units.
+
+    Args:
+        checkpoint: of a tabular experiment.
+        task: one of its tasks.
+        path: a file whose header has exactly the task's features, in any order.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or not of a tabular experiment.
+        ConfigError: if it has no such task, columns are missing or too many, or a field is no number.
+        FileNotFoundError: if a file is missing.
+    """
+    metadata = read_metadata(checkpoint)
+    scalings = _scalings(metadata)
+    if task not in scalings:
+        raise ConfigError(f"task: {checkpoint} has no task {task!r}. There are {list(scalings)}.")
+    scaling = scalings[task]
+    header, rows = read_rows(path)
+    missing = [name for name in scaling.features if name not in header]
+    extra = [name for name in header if name not in scaling.features]
+    if missing or extra:
+        raise ConfigError(f"{path}: columns missing: {missing}; columns that are no features: {extra}.")
+    if not rows:
+        return []
+    x = scaling.inputs(numbers(path, header, rows, scaling.features))
+    outputs = predict(load(checkpoint, rebuild(metadata)), task, x)
+    if scaling.classes is not None:
+        return [scaling.classes[number] for number in outputs.argmax(dim=1).tolist()]
+    return [str(value) for value in scaling.values(outputs).tolist()]
+
+
+def _scalings(metadata: Mapping[str, Any]) -> dict[str, Scaling]:
+    if metadata.get("experiment") != _KIND:
+        raise CheckpointError(
+            "checkpoint: expected one that `rsn2 train` wrote; this one says nothing of its data."
+        )
+    return {name: Scaling.from_json(content) for name, content in metadata["tasks"].items()}
+
+
+def _accuracy(outputs: Tensor, target: Tensor) -> float:
+    return (outputs.argmax(dim=1) == target).double().mean().item()
+
+
+def _mse(scaling: Scaling, outputs: Tensor, target: Tensor) -> float:
+    """Mean squared error in the target's units."""
+    return F.mse_loss(scaling.values(outputs), scaling.values(target)).item()

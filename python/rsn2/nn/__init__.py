@@ -1,0 +1,21 @@
+"""Layers that hold many tasks: shared sparse weights, and the small parts that each task keeps for itself."""
+
+from rsn2.nn.conv import MultitaskConv2d
+from rsn2.nn.layer import MultitaskLayer
+from rsn2.nn.linear import MultitaskLinear
+from rsn2.nn.per_task import (
+    MultitaskBatchNorm1d,
+    MultitaskBatchNorm2d,
+    MultitaskLayerNorm,
+    PerTask,
+)
+
+__all__ = [
+    "MultitaskBatchNorm1d",
+    "MultitaskBatchNorm2d",
+    "MultitaskConv2d",
+    "MultitaskLayer",
+    "MultitaskLayerNorm",
+    "MultitaskLinear",
+    "PerTask",
+]

@@ -1,0 +1,77 @@
+"""MultitaskConv2d: nn.Conv2d for many tasks."""
+
+from typing import Any, Self
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rsn2_kernels as rk
+from rsn2.nn.layer import MultitaskLayer
+
+
+class MultitaskConv2d(MultitaskLayer):
+    """``nn.Conv2d`` over ``[N, C, H, W]`` or ``[C, H, W]``, with every task's filters in one weight.
+
+    Starts with nothing allocated, weights and bias drawn as ``nn.Conv2d`` draws them. Takes the arguments of
+    ``nn.Conv2d``, all of them: stride, padding (``"same"`` and ``"valid"`` too), dilation, groups, bias, padding_mode,
+    device, dtype.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **options: Any):
+        dense = nn.Conv2d(in_channels, out_channels, kernel_size, **options)
+        super().__init__(dense.weight, dense.bias)
+        self._take_geometry(dense)
+
+    @classmethod
+    def from_dense(cls, conv: nn.Conv2d) -> Self:
+        """A multitask layer whose pool is the weight of ``conv``."""
+        layer = cls.__new__(cls)
+        MultitaskLayer.__init__(layer, conv.weight, conv.bias)
+        layer._take_geometry(conv)
+        return layer
+
+    def _take_geometry(self, conv: nn.Conv2d) -> None:
+        self.in_channels = conv.in_channels
+        self.out_channels = conv.out_channels
+        self.kernel_size = _pair(conv.kernel_size)
+        self.stride = _pair(conv.stride)
+        self.dilation = _pair(conv.dilation)
+        self.groups = conv.groups
+        self.padding_mode = conv.padding_mode
+        # Torch's own resolution of "same", left right top bottom; it may be one pixel larger behind than before.
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        uneven = left != right or top != bottom
+        # What the operator cannot pad itself is padded before it.
+        self._pad_before = [left, right, top, bottom] if uneven or conv.padding_mode != "zeros" else None
+        self.padding = (0, 0) if self._pad_before else (top, left)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Torch's shape of the dense weight."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if self._pad_before is None:
+            return x
+        return F.pad(x, self._pad_before, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(self._padded(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _packed(self, x: Tensor, values: Tensor, pattern: rk.SparsePattern, bias: Tensor | None) -> Tensor:
+        return rk.conv2d(
+            self._padded(x),
+            values,
+            pattern,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            kernel_size=self.kernel_size,
+        )
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    vertical, horizontal = sizes
+    return vertical, horizontal

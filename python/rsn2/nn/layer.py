@@ -1,0 +1,204 @@
+"""MultitaskLayer: one weight, many tasks, each the owner of its own positions. What linear and convolution share."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from rsn2.nn.names import check_task_name
+from rsn2_kernels import OwnerMap, SparsePattern
+
+
+class TaskError(LookupError):
+    """A task does not exist, has nothing allocated, is there already, or none is active."""
+
+
+class MultitaskLayer(nn.Module):
+    """A weight ``[rows, cols]`` whose positions belong to tasks.
+
+    A task's weights are one trainable ``[nnz]`` tensor of packed values; nothing that trains one task can reach another
+    task's tensor. Until a task claims it, a position holds its initial value in the pool.
+
+    Attributes:
+        owners: who owns each position; its task numbers are this layer's slots.
+        slots: task name -> slot. Several tasks may share one slot.
+        densities: slot -> the density that was asked for (what it owns differs by rounding, or by global scope).
+        values: slot -> packed values ``[nnz]``, the trainable weights.
+        biases: slot -> bias ``[rows]``; empty without bias.
+        pool: the dense initial weight, in torch's shape, whose free positions later tasks will claim; None once
+            finalized.
+        initial_bias: the bias that each new task starts from, or None.
+        active: name of the task that `forward` runs; set it with :func:`rsn2.use_task`.
+    """
+
+    pool: Tensor | None
+    initial_bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        rows = weight.shape[0]
+        self.owners = OwnerMap.empty((rows, weight.numel() // rows), device=weight.device)
+        self.slots: dict[str, int] = {}
+        self.densities: dict[int, float] = {}
+        self.values = nn.ParameterDict()
+        self.biases = nn.ParameterDict()
+        self.register_buffer("pool", weight.detach().clone())
+        self.register_buffer("initial_bias", None if bias is None else bias.detach().clone())
+        self.active: str | None = None
+        self._patterns: dict[int, SparsePattern] = {}
+        self._candidates: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output for the active task; see the subclass for shapes.
+
+        Raises:
+            TaskError: if no task is active, or nothing is allocated to the active one.
+        """
+        if self._candidates is not None:
+            return self._dense(x, self._candidates, self.initial_bias)
+        slot = self.slot(self.active)
+        bias = self.biases[str(slot)] if self.initial_bias is not None else None
+        return self._packed(x, self.values[str(slot)], self.pattern(slot), bias)
+
+    def slot(self, task: str | None) -> int:
+        """The slot of a task.
+
+        Raises:
+            TaskError: if the task has none here.
+        """
+        if task is None:
+            raise TaskError(f"no task is active: run inside rsn2.use_task(model, task). Tasks: {list(self.slots)}.")
+        if task not in self.slots:
+            raise TaskError(f"task {task!r} has nothing allocated here. Tasks: {list(self.slots)}.")
+        return self.slots[task]
+
+    def pattern(self, slot: int) -> SparsePattern:
+        """The index structure of a slot's weights, made on first use and kept."""
+        if slot not in self._patterns:
+            self._patterns[slot] = SparsePattern.from_mask(self.owners.mask(slot))
+        return self._patterns[slot]
+
+    def weight(self, task: str) -> Tensor:
+        """The dense weight of one task, in torch's shape: its values at its positions, 0 elsewhere. A copy.
+
+        Raises:
+            TaskError: if nothing is allocated to the task.
+        """
+        slot = self.slot(task)
+        values: Tensor = self.values[str(slot)].detach()
+        return self.pattern(slot).unpack(values).view(self.weight_shape)
+
+    def add_task(self, task: str, mask: Tensor, density: float, scale: Tensor | None = None) -> None:
+        """Give a new task the positions of ``mask``, with their values from the pool.
+
+        Args:
+            task: a new name.
+            mask: bool ``[rows, cols]``, free positions only.
+            density: the share of all positions that was asked for, kept for the check that all of them add to <= 1.
+            scale: ``[rows]``; each row's values are multiplied by it once.
+
+        Raises:
+            TaskError: if the task is here already, or the layer is finalized.
+            rsn2_kernels.OverlapError: if a position is owned. Nothing changes in either case.
+        """
+        check_task_name(task)
+        if task in self.slots:
+            raise TaskError(f"task {task!r} is allocated already.")
+        if self.pool is None:
+            raise TaskError(f"task {task!r} cannot be added: the layer is finalized, its free weights are gone.")
+        slot = next(number for number in range(len(self.densities) + 1) if number not in self.densities)
+        self.owners.claim(slot, mask)
+        initial = self.pool.flatten(1) if scale is None else self.pool.flatten(1) * scale.unsqueeze(1)
+        self.slots[task] = slot
+        self.densities[slot] = density
+        self.values[str(slot)] = nn.Parameter(self.pattern(slot).pack(initial))
+        if self.initial_bias is not None:
+            self.biases[str(slot)] = nn.Parameter(self.initial_bias.clone())
+
+    @property
+    def index_nbytes(self) -> int:
+        """Bytes of the index structures derived so far."""
+        return sum(pattern.nbytes for pattern in self._patterns.values())
+
+    def finalize(self) -> None:
+        """Drop the pool: the layer shrinks to its owned weights, and no further task can be added."""
+        self.pool = None
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Torch's shape of the dense weight."""
+        raise NotImplementedError
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Torch's own operator, on a weight of torch's shape: what allocation differentiates."""
+        raise NotImplementedError
+
+    def _packed(self, x: Tensor, values: Tensor, pattern: SparsePattern, bias: Tensor | None) -> Tensor:
+        """The operator on packed values."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self.owners.device)).device
+        if device != self.owners.device:
+            self.owners = self.owners.to(device)
+            self._patterns.clear()
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds besides tensors of parameters and buffers: who owns what."""
+        return {
+            "planes": list(self.owners.planes),
+            "slots": dict(self.slots),
+            "densities": dict(self.densities),
+            "has_pool": self.pool is not None,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over owners and slots from a state dict, and make the parameters that its values are loaded into.
+
+        Raises:
+            ValueError: if the planes do not describe this layer and these slots.
+        """
+        slots, densities = dict(state["slots"]), dict(state["densities"])
+        if set(slots.values()) != set(densities):
+            raise ValueError(f"slots: expected those of densities, {sorted(densities)}. Got {slots}.")
+        planes = [plane.to(self.owners.device) for plane in state["planes"]]
+        owners = OwnerMap.from_planes(planes, self.owners.shape, densities)
+        if not planes:
+            owners = OwnerMap.empty(self.owners.shape, self.owners.device)
+        self.owners, self.slots, self.densities = owners, slots, densities
+        self._patterns.clear()
+        like = self._float_like()
+        for parameters, sizes in (
+            (self.values, {slot: owners.count(slot) for slot in densities}),
+            (self.biases, dict.fromkeys(densities, owners.shape[0]) if self.initial_bias is not None else {}),
+        ):
+            for key in set(parameters.keys()) - {str(slot) for slot in sizes}:
+                del parameters[key]
+            for slot, size in sizes.items():
+                if str(slot) not in parameters or parameters[str(slot)].shape[0] != size:
+                    parameters[str(slot)] = nn.Parameter(like.new_zeros(size))
+        if not state["has_pool"]:
+            self.pool = None
+        elif self.pool is None:
+            self.pool = like.new_zeros(self.weight_shape)
+
+    def _float_like(self) -> Tensor:
+        """Any floating-point tensor of the layer: the dtype and device for new ones."""
+        return next(t for t in (self.pool, self.initial_bias, *self.values.values()) if isinstance(t, Tensor))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The extra state comes first here, since it decides which parameters there are to load.
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            self.set_extra_state(state)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Sizes and tasks, for `print`."""
+        shares = ", ".join(
+            f"{task}={self.owners.count(slot) / self.owners.numel:.3f}" for task, slot in self.slots.items()
+        )
+        return f"{', '.join(map(str, self.weight_shape))}, bias={self.initial_bias is not None}, owned: {{{shares}}}"

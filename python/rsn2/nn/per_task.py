@@ -1,0 +1,124 @@
+"""PerTask: the parts of a network that each task keeps for itself: input layers, heads, norms."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from rsn2.nn.layer import TaskError
+from rsn2.nn.names import check_task_name
+
+
+class PerTask(nn.Module):
+    """Runs the module of the active task; its parameters are trained with that task and are not pruned.
+
+    Two ways to make one:
+
+    * from a module per task, of any shapes: ``PerTask({"digits": nn.Linear(64, 256), "wine": nn.Linear(13, 256)})``;
+    * from one ``template``, which every task gets a copy of when it is allocated: ``PerTask(template=nn.LayerNorm(256))``.
+
+    Attributes:
+        by_task: the modules, under ``task_<name>``.
+        template: what new tasks copy, or None.
+        active: name of the task that `forward` runs; set it with :func:`rsn2.use_task`.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module] | None = None, *, template: nn.Module | None = None):
+        super().__init__()
+        if (modules is None) == (template is None):
+            raise ValueError("PerTask: expected either a module per task or a template.")
+        self.by_task = nn.ModuleDict()
+        self.template = copy.deepcopy(template).requires_grad_(False) if template is not None else None
+        for task, module in (modules or {}).items():
+            check_task_name(task)
+            self.by_task[_key(task)] = module
+        self.active: str | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that have a module here."""
+        return tuple(key.removeprefix("task_") for key in self.by_task)
+
+    def of(self, task: str | None) -> nn.Module:
+        """The module of a task.
+
+        Raises:
+            TaskError: if the task has none here.
+        """
+        if task is None:
+            raise TaskError(f"no task is active: run inside rsn2.use_task(model, task). Tasks: {list(self.tasks)}.")
+        if _key(task) not in self.by_task:
+            raise TaskError(f"task {task!r} has no module here. Tasks: {list(self.tasks)}.")
+        return self.by_task[_key(task)]
+
+    def add_task(self, task: str) -> None:
+        """Give a new task its copy of the template.
+
+        Raises:
+            TaskError: if the task has a module here, or there is no template to copy.
+        """
+        check_task_name(task)
+        if task in self.tasks:
+            raise TaskError(f"task {task!r} has a module here already.")
+        if self.template is None:
+            raise TaskError(f"task {task!r} has no module here, and there is no template. Tasks: {list(self.tasks)}.")
+        self.by_task[_key(task)] = copy.deepcopy(self.template).requires_grad_(True)
+
+    def remove_task(self, task: str) -> None:
+        """Drop a task's module."""
+        del self.by_task[_key(task)]
+
+    def finalize(self) -> None:
+        """Drop the template: no further task can be added."""
+        self.template = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the active task's module returns."""
+        return self.of(self.active)(*args, **kwargs)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Which tasks there are, so that a state dict can be loaded into a fresh network."""
+        return {"tasks": list(self.tasks), "has_template": self.template is not None}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Make the copies that a state dict's tensors are loaded into."""
+        for task in set(state["tasks"]) - set(self.tasks):
+            self.add_task(task)
+        for task in set(self.tasks) - set(state["tasks"]):
+            self.remove_task(task)
+        if not state["has_template"]:
+            self.finalize()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The extra state comes first here, since it decides which modules there are to load.
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            self.set_extra_state(state)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MultitaskBatchNorm1d(PerTask):
+    """``nn.BatchNorm1d`` with statistics and affine parameters of each task's own."""
+
+    def __init__(self, num_features: int, **options: Any):
+        super().__init__(template=nn.BatchNorm1d(num_features, **options))
+
+
+class MultitaskBatchNorm2d(PerTask):
+    """``nn.BatchNorm2d`` with statistics and affine parameters of each task's own."""
+
+    def __init__(self, num_features: int, **options: Any):
+        super().__init__(template=nn.BatchNorm2d(num_features, **options))
+
+
+class MultitaskLayerNorm(PerTask):
+    """``nn.LayerNorm`` with affine parameters of each task's own."""
+
+    def __init__(self, normalized_shape: int | list[int], **options: Any):
+        super().__init__(template=nn.LayerNorm(normalized_shape, **options))
+
+
+def _key(task: str) -> str:
+    # The prefix keeps names such as "train" or "values" clear of the attributes of nn.ModuleDict.
+    return f"task_{task}"

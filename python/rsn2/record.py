@@ -1,0 +1,201 @@
+"""The JSON record inside a checkpoint: what each layer, per-task module and tensor is, checked field by field."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from rsn2.convert import SHARED_FORMS
+from rsn2.nn import MultitaskLayer, PerTask
+from rsn2.nn.names import check_task_name
+from rsn2_kernels import OwnerMap
+
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, foreign, or made from another architecture."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A multitask layer: its class, torch's shape of its weight, and who holds which slot."""
+
+    kind: str
+    weight_shape: tuple[int, ...]
+    bias: bool
+    pool: bool
+    slots: dict[str, int]
+    densities: dict[int, float]
+
+    @classmethod
+    def of(cls, layer: MultitaskLayer) -> Self:
+        """Describe a layer."""
+        return cls(
+            kind=type(layer).__name__,
+            weight_shape=layer.weight_shape,
+            bias=layer.initial_bias is not None,
+            pool=layer.pool is not None,
+            slots=dict(layer.slots),
+            densities=dict(layer.densities),
+        )
+
+    @classmethod
+    def from_json(cls, name: str, content: Any) -> Self:
+        """Check and take over one layer of a record."""
+        where = f"layer {name!r}"
+        fields = _fields(where, content, cls.__dataclass_fields__)
+        kinds = [form.__name__ for form in SHARED_FORMS.values()]
+        _check(fields["kind"] in kinds, where, "kind", f"one of {kinds}", fields["kind"])
+        shape = fields["weight_shape"]
+        sound = isinstance(shape, list) and len(shape) >= 2 and all(_is_int(size) and size > 0 for size in shape)
+        _check(sound, where, "weight_shape", "at least two positive ints", shape)
+        for flag in ("bias", "pool"):
+            _check(isinstance(fields[flag], bool), where, flag, "a bool", fields[flag])
+        slots, densities = fields["slots"], fields["densities"]
+        sound = isinstance(densities, dict) and all(
+            key.isdecimal() and str(int(key)) == key and isinstance(share, int | float) and 0 < share <= 1
+            for key, share in densities.items()
+        )
+        _check(sound, where, "densities", "slot -> density in (0, 1]", densities)
+        known = {int(key): float(share) for key, share in densities.items()}
+        sound = isinstance(slots, dict) and all(_is_int(slot) for slot in slots.values())
+        _check(sound and set(slots.values()) == set(known), where, "slots", f"task -> slot of {sorted(known)}", slots)
+        _check_names(where, "slots", slots)
+        return cls(fields["kind"], tuple(shape), fields["bias"], fields["pool"], dict(slots), known)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(rows, cols)`` of the flattened weight."""
+        rows, *rest = self.weight_shape
+        cols = 1
+        for size in rest:
+            cols *= size
+        return rows, cols
+
+    def extra_state(self, owners: OwnerMap) -> dict[str, Any]:
+        """What the layer's `set_extra_state` takes."""
+        return {
+            "planes": list(owners.planes),
+            "slots": self.slots,
+            "densities": self.densities,
+            "has_pool": self.pool,
+        }
+
+
+@dataclass(frozen=True)
+class PerTaskRecord:
+    """A per-task module: who has a copy, and whether there is a template for further ones."""
+
+    tasks: list[str]
+    template: bool
+
+    @classmethod
+    def of(cls, module: PerTask) -> Self:
+        """Describe a per-task module."""
+        return cls(list(module.tasks), module.template is not None)
+
+    @classmethod
+    def from_json(cls, name: str, content: Any) -> Self:
+        """Check and take over one per-task module of a record."""
+        where = f"per-task module {name!r}"
+        fields = _fields(where, content, cls.__dataclass_fields__)
+        _check(isinstance(fields["template"], bool), where, "template", "a bool", fields["template"])
+        _check(isinstance(fields["tasks"], list), where, "tasks", "a list of names", fields["tasks"])
+        _check_names(where, "tasks", fields["tasks"])
+        return cls(fields["tasks"], fields["template"])
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the module's `set_extra_state` takes."""
+        return {"tasks": self.tasks, "has_template": self.template}
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor: its dtype, shape and SHA-256 of its bytes."""
+
+    dtype: str
+    shape: list[int]
+    sha256: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Describe a contiguous CPU tensor."""
+        data = tensor.reshape(-1).view(torch.uint8).numpy().data
+        return cls(str(tensor.dtype), list(tensor.shape), hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def from_json(cls, name: str, content: Any) -> Self:
+        """Check and take over one tensor of a record."""
+        return cls(**_fields(f"tensor {name!r}", content, cls.__dataclass_fields__))
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Raise unless ``tensor`` is the recorded one."""
+        for field, recorded, found in zip(
+            self.__dataclass_fields__, asdict(self).values(), asdict(TensorRecord.of(tensor)).values(), strict=True
+        ):
+            if recorded != found:
+                raise CheckpointError(f"tensor {name!r}, field {field!r}: recorded {recorded}, found {found}.")
+
+
+@dataclass(frozen=True)
+class Record:
+    """All of a checkpoint but the tensors themselves."""
+
+    layers: dict[str, LayerRecord]
+    per_task: dict[str, PerTaskRecord]
+    tensors: dict[str, TensorRecord]
+    metadata: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Check and take over a record.
+
+        Raises:
+            CheckpointError: at the first field that is not as it must be; names it.
+        """
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != VERSION:
+            raise CheckpointError(f"record, field 'version': expected {VERSION}. Got {version!r}.")
+        fields = _fields("record", content, ("version", *cls.__dataclass_fields__))
+        for field in cls.__dataclass_fields__:
+            _check(isinstance(fields[field], dict), "record", field, "a table", fields[field])
+        _check(bool(fields["layers"]), "record", "layers", "at least one layer", fields["layers"])
+        return cls(
+            {name: LayerRecord.from_json(name, layer) for name, layer in fields["layers"].items()},
+            {name: PerTaskRecord.from_json(name, module) for name, module in fields["per_task"].items()},
+            {name: TensorRecord.from_json(name, tensor) for name, tensor in fields["tensors"].items()},
+            fields["metadata"],
+        )
+
+
+def _fields(where: str, content: Any, names: Iterable[str]) -> dict[str, Any]:
+    expected = set(names)
+    if not isinstance(content, dict) or set(content) != expected:
+        got = sorted(content) if isinstance(content, dict) else content
+        raise CheckpointError(f"{where}: expected the fields {sorted(expected)}. Got {got}.")
+    return content
+
+
+def _check(sound: bool, where: str, field: str, expected: str, got: object) -> None:
+    if not sound:
+        raise CheckpointError(f"{where}, field {field!r}: expected {expected}. Got {got!r}.")
+
+
+def _check_names(where: str, field: str, names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            check_task_name(name)
+        except ValueError as error:
+            raise CheckpointError(f"{where}, field {field!r}: {error}") from error
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

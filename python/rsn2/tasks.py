@@ -1,0 +1,109 @@
+"""Which tasks a network holds, which one runs, and which parameters are one task's own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.nn.per_task import PerTask
+
+
+def multitask_layers(model: nn.Module) -> dict[str, MultitaskLayer]:
+    """The multitask layers of a network by name, in order of registration."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, MultitaskLayer)}
+
+
+def per_task_modules(model: nn.Module) -> dict[str, PerTask]:
+    """The per-task modules of a network by name, in order of registration."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PerTask)}
+
+
+def tasks(model: nn.Module) -> list[str]:
+    """Tasks with an allocation in the network, in order of allocation."""
+    return list(dict.fromkeys(task for layer in multitask_layers(model).values() for task in layer.slots))
+
+
+def check_allocated(model: nn.Module, task: str) -> None:
+    """Raise unless every multitask layer and per-task module of the network has a part for ``task``.
+
+    Raises:
+        TaskError: if the network has no multitask layer, or the task has nothing allocated; says what to call.
+    """
+    layers = multitask_layers(model)
+    if not layers:
+        raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
+    missing = [name for name, layer in layers.items() if task not in layer.slots]
+    missing += [name for name, module in per_task_modules(model).items() if task not in module.tasks]
+    if missing:
+        raise TaskError(
+            f"task {task!r} has nothing allocated in {missing}: call rsn2.allocate(model, {task!r}, density, ...) "
+            f"first. Tasks of this network: {tasks(model)}."
+        )
+
+
+@contextmanager
+def use_task(model: nn.Module, task: str) -> Iterator[None]:
+    """Run the network as ``task`` inside the block; what was active before is active again behind it.
+
+    Raises:
+        TaskError: if the task has nothing allocated.
+    """
+    check_allocated(model, task)
+    with activated(model, task):
+        yield
+
+
+@contextmanager
+def activated(model: nn.Module, task: str) -> Iterator[None]:
+    """`use_task` without its check, for allocation, which runs a task that has nothing yet."""
+    parts = _parts(model)
+    before = [part.active for part in parts]
+    try:
+        for part in parts:
+            part.active = task
+        yield
+    finally:
+        for part, active in zip(parts, before, strict=True):
+            part.active = active
+
+
+def parameters(model: nn.Module, task: str) -> list[nn.Parameter]:
+    """The parameters that belong to ``task``: its values and biases, and its per-task modules; nothing else.
+
+    An optimizer over them cannot touch another task. Parameters that all tasks share (of layers that were left out of
+    `convert`) are not among them: one task cannot train them without the others forgetting.
+
+    Raises:
+        TaskError: if the task has nothing allocated, so that no optimizer can be made too early.
+    """
+    check_allocated(model, task)
+    own: list[nn.Parameter] = []
+    for layer in multitask_layers(model).values():
+        slot = str(layer.slot(task))
+        own.append(layer.values[slot])
+        if slot in layer.biases:
+            own.append(layer.biases[slot])
+    for module in per_task_modules(model).values():
+        own.extend(module.of(task).parameters())
+    return list(dict.fromkeys(own))
+
+
+def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters that belong to no task, by name: those of layers that were left out of `convert`."""
+    owned = {id(parameter) for part in _parts(model) for parameter in part.parameters()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in owned and parameter.requires_grad
+    }
+
+
+def finalize(model: nn.Module) -> None:
+    """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
+    for part in _parts(model):
+        part.finalize()
+
+
+def _parts(model: nn.Module) -> list[MultitaskLayer | PerTask]:
+    return [*multitask_layers(model).values(), *per_task_modules(model).values()]

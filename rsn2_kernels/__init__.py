@@ -1,0 +1,22 @@
+"""Packed disjoint masks and the operators that run on them: the lower storey of rsn2-kernels.
+
+mask -> :class:`OwnerMap` -> :class:`SparsePattern` -> :func:`linear`, :func:`conv2d`
+"""
+
+from rsn2_kernels.dispatch import BackendError, Explanation, available_backends, explain
+from rsn2_kernels.ops.conv import conv2d
+from rsn2_kernels.ops.linear import linear
+from rsn2_kernels.owners import OverlapError, OwnerMap
+from rsn2_kernels.pattern import SparsePattern
+
+__all__ = [
+    "BackendError",
+    "Explanation",
+    "OverlapError",
+    "OwnerMap",
+    "SparsePattern",
+    "available_backends",
+    "conv2d",
+    "explain",
+    "linear",
+]

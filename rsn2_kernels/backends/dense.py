@@ -1,0 +1,62 @@
+"""Expand the packed weight, then call the vendor's library: what runs where nothing beats it.
+
+The expanded weight lives for one call. The gradient of the values is gathered out of the dense weight gradient.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.geometry import ConvGeometry, Pair
+from rsn2_kernels.pattern import expand, flat_positions
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
+    """``F.linear`` on the expanded weight."""
+    return F.linear(x, expand(values, index[0], index[1], x.shape[1]), bias)
+
+
+def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
+    """One dense product with the expanded weight."""
+    return dy @ expand(values, index[0], index[1], columns(index))
+
+
+def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
+    """The whole dense weight gradient, and what is owned of it."""
+    return _owned(dy.t() @ x, index)
+
+
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
+    """``F.conv2d`` on the expanded weight."""
+    weight = _filters(values, index, x.shape[1] // geometry.groups, geometry)
+    y = F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    return y.contiguous()
+
+
+def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
+    """The vendor's input gradient with the expanded weight."""
+    _, stride, padding, dilation, groups = geometry
+    per_group = columns(index) // (geometry.kernel_size[0] * geometry.kernel_size[1])
+    weight = _filters(values, index, per_group, geometry)
+    shape = (dy.shape[0], per_group * groups, *size)
+    dx: Tensor = conv2d_input(shape, weight, dy, stride, padding, dilation, groups)
+    return dx.contiguous()
+
+
+def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
+    """The vendor's whole weight gradient, and what is owned of it."""
+    kernel_size, stride, padding, dilation, groups = geometry
+    shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    return _owned(conv2d_weight(x, shape, dy, stride, padding, dilation, groups).flatten(1), index)
+
+
+def _filters(values: Tensor, index: Index, channels: int, geometry: ConvGeometry) -> Tensor:
+    """The expanded weight as ``[rows, C / groups, kh, kw]``."""
+    height, width = geometry.kernel_size
+    weight = expand(values, index[0], index[1], channels * height * width)
+    return weight.view(-1, channels, height, width)
+
+
+def _owned(dense: Tensor, index: Index) -> Tensor:
+    return dense.reshape(-1)[flat_positions(index[0], index[1], dense.shape[1])]

@@ -1,0 +1,91 @@
+"""The definition of every operator, weight by weight: the oracle of every test, slow and memory-hungry by intent.
+
+Nothing here expands a dense weight. Each owned weight k sits at (row[k], col[k]), and each product is one sum over k.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.geometry import ConvGeometry, Pair
+from rsn2_kernels.pattern import row_of_each_value
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
+    """y[b, row[k]] += values[k] * x[b, col[k]]."""
+    crow, col = index[:2]
+    products = _wide(x)[:, col] * _wide(values)
+    y = products.new_zeros(x.shape[0], crow.shape[0] - 1)
+    y = y.index_add(1, row_of_each_value(crow, col), products)
+    return (y if bias is None else y + _wide(bias)).to(x.dtype)
+
+
+def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
+    """dx[b, col[k]] += values[k] * dy[b, row[k]]."""
+    crow, col = index[:2]
+    return _scatter(dy, values, row_of_each_value(crow, col), col, columns(index)).to(dy.dtype)
+
+
+def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
+    """dvalues[k] = sum over b of dy[b, row[k]] * x[b, col[k]]."""
+    crow, col = index[:2]
+    return (_wide(dy)[:, row_of_each_value(crow, col)] * _wide(x)[:, col]).sum(0).to(x.dtype)
+
+
+def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
+    """The linear product on the patches under the kernel."""
+    crow, col = index[:2]
+    y = linear(_patches(x, geometry), values, bias, [crow, _ungrouped(crow, col, x.shape[1], geometry)])
+    height, width = geometry.output_size(*x.shape[2:])
+    return y.view(x.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
+    """The gradient of the patches, each entry added back to the pixel it came from."""
+    crow, col = index[:2]
+    all_columns = columns(index) * geometry.groups
+    channels = all_columns // (geometry.kernel_size[0] * geometry.kernel_size[1])
+    row, col = row_of_each_value(crow, col), _ungrouped(crow, col, channels, geometry)
+    patches = _scatter(_positions(dy), values, row, col, all_columns)
+    patches = patches.view(dy.shape[0], -1, all_columns).transpose(1, 2)
+    _, stride, padding, dilation, _ = geometry
+    return F.fold(patches, size, geometry.kernel_size, dilation, padding, stride).to(dy.dtype)
+
+
+def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
+    """The linear gradient of the values, on the patches."""
+    crow, col = index[:2]
+    return linear_dvalues(
+        _positions(dy), _patches(x, geometry), [crow, _ungrouped(crow, col, x.shape[1], geometry)]
+    )
+
+
+def _scatter(dy: Tensor, values: Tensor, row: Tensor, col: Tensor, cols: int) -> Tensor:
+    """out[b, col[k]] += values[k] * dy[b, row[k]], in float32 or wider."""
+    products = _wide(dy)[:, row] * _wide(values)
+    return products.new_zeros(dy.shape[0], cols).index_add(1, col, products)
+
+
+def _wide(operand: Tensor) -> Tensor:
+    """The operand in the type that sums are taken in: at least float32."""
+    return operand.to(torch.promote_types(operand.dtype, torch.float32))
+
+
+def _patches(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """What the kernel sees at each output position: ``[N * OH * OW, C * kh * kw]``."""
+    patches = F.unfold(x, geometry.kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def _positions(y: Tensor) -> Tensor:
+    """Output positions as rows: ``[N, rows, OH, OW]`` to ``[N * OH * OW, rows]``."""
+    return y.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _ungrouped(crow: Tensor, col: Tensor, channels: int, geometry: ConvGeometry) -> Tensor:
+    """Columns counted over the channels of all groups instead of the row's own group."""
+    rows = crow.shape[0] - 1
+    group = row_of_each_value(crow, col) // (rows // geometry.groups)
+    per_group = channels // geometry.groups * geometry.kernel_size[0] * geometry.kernel_size[1]
+    return col + group * per_group

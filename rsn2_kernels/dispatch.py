@@ -1,0 +1,152 @@
+"""Which backend runs a call, and why: a small cost model, so that no call is slower than the dense library.
+
+Costs are predicted seconds of one forward product. The backward products cost about the same each, on either side, so
+one choice serves a training step.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from rsn2_kernels.backends import Backend, cpu, dense, reference
+from rsn2_kernels.pattern import SparsePattern
+
+OPERATORS = ("linear", "conv2d")
+
+_MODULES = {"reference": reference, "dense": dense, "cpu": cpu}
+
+# Backends that the architecture names and this version does not hold yet.
+_ABSENT = {
+    "triton": "this version has no Triton kernels; on a GPU the dense backend runs",
+    "cuda": "this version has no CUDA kernels; on a GPU the dense backend runs",
+}
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run the call."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The backend that `backend=None` runs, and how it was chosen.
+
+    Attributes:
+        backend: name of the choice.
+        seconds: predicted seconds of one forward product, per backend that could run it.
+        unavailable: why each other backend could not.
+        reason: the choice in one sentence.
+    """
+
+    backend: str
+    seconds: dict[str, float]
+    unavailable: dict[str, str]
+    reason: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.reason}"]
+        lines += [f"  {name:10} {1e3 * cost:10.4f} ms predicted" for name, cost in self.seconds.items()]
+        lines += [f"  {name:10} not used: {why}" for name, why in self.unavailable.items()]
+        return "\n".join(lines)
+
+
+def module(name: str) -> Backend:
+    """The module of a backend that is known to be available."""
+    return cast(Backend, _MODULES[name])
+
+
+def available_backends() -> dict[str, bool | str]:
+    """For each backend True, or in one sentence why it cannot run on this machine."""
+    return {"reference": True, "dense": True, "cpu": cpu.unavailable or True, **_ABSENT}
+
+
+def choose(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, backend: str | None) -> str:
+    """The backend that runs a call: the one asked for, else the cheapest predicted.
+
+    Raises:
+        BackendError: if the backend asked for does not exist or cannot run this call; says why.
+    """
+    if backend is None:
+        costs = _costs(op, pattern, batch, dtype, pattern.device.type)
+        return min(costs, key=costs.__getitem__)
+    why = _why_not(backend, pattern.device.type)
+    if why is not None:
+        raise BackendError(f"backend {backend!r} cannot run this call: {why}.")
+    return backend
+
+
+def explain(
+    op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: torch.device | str
+) -> Explanation:
+    """Say which backend `backend=None` would run, what each is predicted to cost, and why.
+
+    Args:
+        op: "linear" or "conv2d".
+        pattern: of the weight.
+        batch: columns that the weight is multiplied with: rows of x, or for conv2d N * OH * OW.
+        dtype: of the operands.
+        device: where the call would run.
+
+    Raises:
+        ValueError: if ``op`` is not an operator or ``batch`` is negative.
+    """
+    if op not in OPERATORS:
+        raise ValueError(f"op: expected one of {OPERATORS}. Got {op!r}.")
+    if batch < 0:
+        raise ValueError(f"batch: expected at least 0. Got {batch}.")
+    kind = torch.device(device).type
+    costs = _costs(op, pattern, batch, dtype, kind)
+    best = min(costs, key=costs.__getitem__)
+    known = available_backends()
+    unavailable = {name: why for name in known if (why := _why_not(name, kind)) is not None}
+    unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
+    others = {name: cost / costs[best] for name, cost in costs.items() if name != best}
+    against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
+    reason = f"predicted fastest at density {pattern.density:.3f} and batch {batch} ({against})"
+    if not others:
+        reason = f"the only backend for {dtype} on {kind}"
+    return Explanation(best, costs, unavailable, reason)
+
+
+def _why_not(backend: str, device: str) -> str | None:
+    known = available_backends()
+    if backend not in known:
+        return f"there is no such backend; there are {sorted(known)}"
+    status = known[backend]
+    if isinstance(status, str):
+        return status
+    if backend == "cpu" and device != "cpu":
+        return f"it runs on the CPU, and the operands are on {device}"
+    return None
+
+
+FEATURES = {
+    "dense": ("call", "owned weights", "positions", "positions x batch"),
+    "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
+}
+"""What the predicted time of a backend is a sum of: the expansion and the dense product, or the packing and the sparse one."""
+
+
+def features(pattern: SparsePattern, batch: int) -> dict[str, tuple[float, ...]]:
+    """How much of each of FEATURES a call has."""
+    rows, cols = pattern.shape
+    nnz = pattern.nnz
+    return {
+        "dense": (1, nnz, rows * cols, rows * cols * batch),
+        "cpu": (1, nnz, (rows + cols) * batch, nnz * batch),
+    }
+
+
+# Nanoseconds per unit of each feature.
+_NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {}
+
+
+def _costs(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: str) -> dict[str, float]:
+    """Predicted seconds of one forward product for every backend that may be chosen on ``device``."""
+    if device != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
+        return {"dense": 0.0}
+    found = features(pattern, batch)
+    return {
+        name: 1e-9 * sum(cost * amount for cost, amount in zip(costs, found[name], strict=True))
+        for name, costs in _NANOSECONDS[op, dtype].items()
+    }

@@ -1,0 +1,138 @@
+"""The convolution operator on packed weights: ``F.conv2d``, with the filters known only by their owned positions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsn2_kernels import dispatch
+from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
+from rsn2_kernels.ops.library import LIBRARY, checked_operands, register
+from rsn2_kernels.pattern import SparsePattern
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    pattern: SparsePattern,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    *,
+    kernel_size: int | Pair,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve with the packed filters of one task. Differentiable once, in ``x``, ``values`` and ``bias``.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides.
+        values: ``[nnz]``, the owned weights in row-major order.
+        pattern: where they belong in ``weight.flatten(1)`` of torch's ``[rows, C / groups, kh, kw]`` weight.
+        bias: ``[rows]``, or None.
+        stride, padding, dilation: an int or ``(vertical, horizontal)``; the padding is zeros.
+        groups: row r sees the channels of group ``r // (rows / groups)``.
+        kernel_size: ``kh = kw`` or ``(kh, kw)``.
+        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest.
+
+    Returns:
+        ``[N, rows, OH, OW]`` or ``[rows, OH, OW]``, contiguous, in the dtype of the operands (autocast's where it is
+        on). Types narrower than float32 accumulate in float32.
+
+    Raises:
+        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device; names it.
+        BackendError: if ``backend`` cannot run here; says why.
+    """
+    x, values, bias = checked_operands(x, values, bias, pattern)
+    geometry = checked_geometry(kernel_size, stride, padding, dilation, groups)
+    rows, cols = pattern.shape
+    kernel = geometry.kernel_size[0] * geometry.kernel_size[1]
+    if rows % groups:
+        raise ValueError(f"groups: expected a divisor of the {rows} filters. Got {groups}.")
+    if cols % kernel:
+        raise ValueError(f"kernel_size: expected a divisor of the {cols} columns. Got {geometry.kernel_size}.")
+    channels = cols // kernel * groups
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(f"x: expected shape [N, {channels}, H, W] or [{channels}, H, W]. Got {tuple(x.shape)}.")
+    height, width = geometry.output_size(*x.shape[-2:])
+    if min(height, width) < 1:
+        raise ValueError(f"x: its {tuple(x.shape[-2:])} pixels are smaller than the kernel's reach.")
+    images = x if x.dim() == 4 else x.unsqueeze(0)
+    name = dispatch.choose("conv2d", pattern, images.shape[0] * height * width, x.dtype, backend)
+    index = pattern.index(with_columns=x.requires_grad and torch.is_grad_enabled())
+    y: Tensor = torch.ops.rsn2.conv2d(images, values, bias, index, *geometry, name)
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, *rest: Any) -> Tensor:
+    *geometry, backend = rest
+    return dispatch.module(backend).conv2d(x, values, bias, index, _geometry(geometry))
+
+
+def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, *rest: Any) -> Tensor:
+    height, width = _geometry(rest[:-1]).output_size(*x.shape[2:])
+    return x.new_empty(x.shape[0], index[0].shape[0] - 1, height, width)
+
+
+def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
+    *geometry, backend = rest
+    return dispatch.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), _geometry(geometry))
+
+
+def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
+    geometry = _geometry(rest[:-1])
+    channels = columns(index) // (geometry.kernel_size[0] * geometry.kernel_size[1]) * geometry.groups
+    return dy.new_empty(dy.shape[0], channels, *size)
+
+
+def _conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
+    *geometry, backend = rest
+    return dispatch.module(backend).conv2d_dvalues(dy, x, index, _geometry(geometry))
+
+
+def _conv2d_dvalues_fake(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
+    return dy.new_empty(index[1].shape[0])
+
+
+def _geometry(fields: Any) -> ConvGeometry:
+    kernel_size, stride, padding, dilation, groups = fields
+    return ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, index, *ctx.geometry, ctx.backend = inputs
+    ctx.size = x.shape[2:]
+    needs_x, needs_values = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *index)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    x, values, *index = ctx.saved_tensors
+    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+    rest = (*ctx.geometry, ctx.backend)
+    return (
+        torch.ops.rsn2.conv2d_dx(dy, values, index, ctx.size, *rest) if needs_x else None,
+        torch.ops.rsn2.conv2d_dvalues(dy, x, index, *rest) if needs_values else None,
+        dy.sum((0, 2, 3)) if needs_bias else None,
+        [None] * len(index),
+        *([None] * len(rest)),
+    )
+
+
+_GEOMETRY = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
+register(
+    f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, {_GEOMETRY}) -> Tensor", _conv2d, _conv2d_fake
+)
+register(
+    f"conv2d_dx(Tensor dy, Tensor values, Tensor[] index, SymInt[2] size, {_GEOMETRY}) -> Tensor",
+    _conv2d_dx,
+    _conv2d_dx_fake,
+)
+register(
+    f"conv2d_dvalues(Tensor dy, Tensor x, Tensor[] index, {_GEOMETRY}) -> Tensor",
+    _conv2d_dvalues,
+    _conv2d_dvalues_fake,
+)
+torch.library.register_autograd("rsn2::conv2d", _backward, setup_context=_setup_context, lib=LIBRARY)

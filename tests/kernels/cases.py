@@ -1,0 +1,186 @@
+"""Problems for the operators: sizes, masks and memory layouts, from a seed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import rsn2_kernels as rk
+
+from . import oracle
+
+# Expanded: every stride 0, as the gradient of a sum. Repeated: stride 0 in the first dimension.
+LAYOUTS = ("contiguous", "reversed", "strided", "channels_last", "expanded", "repeated")
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """``tensor`` with other strides. "expanded" and "repeated" keep only part of its values."""
+    if layout == "contiguous" or tensor.dim() == 0:
+        return tensor.contiguous()
+    if layout == "reversed":
+        order = list(range(tensor.dim()))[::-1]
+        return tensor.permute(order).contiguous().permute(order)
+    if layout == "strided":
+        # A kernel that ignores a stride or reads past an end meets NaN.
+        holder = tensor.new_full([2 * size + 1 for size in tensor.shape], torch.nan)
+        view = holder[tuple(slice(1, 2 * size + 1, 2) for size in tensor.shape)]
+        return view.copy_(tensor)
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
+    if layout == "expanded":
+        return tensor.new_full((), 0.75).expand(tensor.shape)
+    assert layout == "repeated", layout
+    return tensor[:1].expand(tensor.shape)
+
+
+def random_mask(rows: int, cols: int, density: float, seed: int, holes: bool = False) -> Tensor:
+    """A bool mask with about ``density`` of its positions owned; ``holes`` empties every third row and column."""
+    mask = torch.rand(rows, cols, generator=torch.Generator().manual_seed(seed)) < density
+    if holes:
+        mask[::3] = False
+        mask[:, 2::3] = False
+    return mask
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What an operator is called with, in one dtype; x, values and bias require gradients."""
+
+    mask: Tensor
+    pattern: rk.SparsePattern
+    x: Tensor
+    values: Tensor
+    bias: Tensor | None
+    dy: Tensor
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What is differentiated, by the name of its gradient."""
+        return {"dx": self.x, "dvalues": self.values} | ({} if self.bias is None else {"dbias": self.bias})
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """One call of `rk.linear`."""
+
+    rows: int
+    cols: int
+    batch: tuple[int, ...]
+    density: float = 0.3
+    holes: bool = False
+    x_layout: str = "contiguous"
+    dy_layout: str = "contiguous"
+    bias: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        batch = "x".join(map(str, self.batch)) or "none"
+        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        return f"R{self.rows}-C{self.cols}-B{batch}-d{self.density}{'-holes' * self.holes}{layouts}"
+
+    def operands(self, dtype: torch.dtype) -> Operands:
+        mask = random_mask(self.rows, self.cols, self.density, self.seed, self.holes)
+        x, dy = (*self.batch, self.cols), (*self.batch, self.rows)
+        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+
+    def call(self, operands: Operands, backend: str | None) -> Tensor:
+        return rk.linear(operands.x, operands.values, operands.pattern, operands.bias, backend=backend)
+
+    def function(self, mask: Tensor) -> oracle.Function:
+        return oracle.linear(mask)
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """One call of `rk.conv2d`; ``images`` None is an x without the batch dimension."""
+
+    images: int | None
+    channels: int
+    filters: int
+    size: tuple[int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    density: float = 0.3
+    holes: bool = False
+    x_layout: str = "contiguous"
+    dy_layout: str = "contiguous"
+    bias: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        pairs = {"k": self.kernel_size, "s": self.stride, "p": self.padding, "dil": self.dilation}
+        shape = "-".join(f"{name}{a}x{b}" for name, (a, b) in pairs.items())
+        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        size = f"N{self.images}-C{self.channels}-F{self.filters}-{self.size[0]}x{self.size[1]}"
+        return f"{size}-{shape}-g{self.groups}-d{self.density}{'-holes' * self.holes}{layouts}"
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of y, counted from the kernel's legal positions."""
+        return self._positions(0), self._positions(1)
+
+    def _positions(self, axis: int) -> int:
+        padded = self.size[axis] + 2 * self.padding[axis]
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return len(range(0, padded - reach + 1, self.stride[axis]))
+
+    def operands(self, dtype: torch.dtype) -> Operands:
+        cols = self.kernel_size[0] * self.kernel_size[1] * self.channels // self.groups
+        mask = random_mask(self.filters, cols, self.density, self.seed, self.holes)
+        batch = () if self.images is None else (self.images,)
+        x, dy = (*batch, self.channels, *self.size), (*batch, self.filters, *self.output_size)
+        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+
+    def call(self, operands: Operands, backend: str | None) -> Tensor:
+        return rk.conv2d(
+            operands.x,
+            operands.values,
+            operands.pattern,
+            operands.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            kernel_size=self.kernel_size,
+            backend=backend,
+        )
+
+    def function(self, mask: Tensor) -> oracle.Function:
+        return oracle.conv2d(mask, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+
+
+Case = LinearCase | ConvCase
+
+SMALL: dict[str, Case] = {
+    "linear": LinearCase(5, 7, (3,), 0.5),
+    "conv2d": ConvCase(2, 4, 6, (5, 4), (3, 2), stride=(2, 1), padding=(1, 0), groups=2, density=0.5),
+}
+"""One small problem per operator, for what does not depend on sizes."""
+
+
+def _operands(
+    mask: Tensor,
+    x_shape: tuple[int, ...],
+    dy_shape: tuple[int, ...],
+    x_layout: str,
+    dy_layout: str,
+    bias: bool,
+    seed: int,
+    dtype: torch.dtype,
+) -> Operands:
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return Operands(
+        mask,
+        rk.SparsePattern.from_mask(mask),
+        laid_out(normal(*x_shape), x_layout).requires_grad_(),
+        normal(int(mask.sum())).requires_grad_(),
+        normal(mask.shape[0]).requires_grad_() if bias else None,
+        laid_out(normal(*dy_shape), dy_layout),
+    )

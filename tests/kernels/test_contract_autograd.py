@@ -1,0 +1,169 @@
+"""The operators as autograd sees them: which gradients are computed, when, and what is refused."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import rsn2_kernels as rk
+
+from . import oracle
+from .cases import SMALL, LinearCase, Operands
+
+
+class RecordedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The names of the operators of this package that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "rsn2":
+            self.names.append(func.name().removeprefix("rsn2::"))
+        return func(*args, **(kwargs or {}))
+
+
+def gradients(operator: str, backend: str, operands: Operands, wanted: tuple[str, ...]) -> list[Tensor | None]:
+    """Gradients of the small problem by ``backward()``, for all inputs, after asking only for ``wanted``."""
+    for name, each in operands.inputs.items():
+        each.requires_grad_(name in wanted)
+    torch.autograd.backward(SMALL[operator].call(operands, backend), operands.dy)
+    return [each.grad for each in operands.inputs.values()]
+
+
+SUBSETS = [set_ for size in (1, 2) for set_ in itertools.combinations(("dx", "dvalues", "dbias"), size)]
+
+
+@pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
+def test_gradients_come_only_for_the_inputs_that_require_them(
+    operator: str, backend: str, wanted: tuple[str, ...]
+) -> None:
+    names = ("dx", "dvalues", "dbias")
+    every = gradients(operator, backend, SMALL[operator].operands(torch.float64), names)
+    some = gradients(operator, backend, SMALL[operator].operands(torch.float64), wanted)
+    for name, full, partial in zip(names, every, some, strict=True):
+        if name in wanted:
+            assert partial is not None and full is not None and torch.equal(partial, full), name
+        else:
+            assert partial is None, name
+
+
+@pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
+def test_products_that_nobody_asked_for_are_not_computed(operator: str, backend: str, wanted: tuple[str, ...]) -> None:
+    with RecordedOperators() as ran:
+        gradients(operator, backend, SMALL[operator].operands(torch.float64), wanted)
+    expected = {operator} | {f"{operator}_{each}" for each in wanted if each != "dbias"}
+    assert sorted(ran.names) == sorted(expected)
+
+
+@pytest.mark.parametrize("with_x", [False, True], ids=["values", "values+x"])
+def test_the_column_order_is_built_only_for_the_gradient_of_x(operator: str, backend: str, with_x: bool) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+    operands.x.requires_grad_(with_x)
+    before = operands.pattern.nbytes
+    torch.autograd.backward(case.call(operands, backend), operands.dy)
+    assert (operands.pattern.nbytes > before) == with_x
+
+
+def test_numerical_gradients_agree(operator: str, backend: str) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+
+    def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return case.call(replace(operands, x=x, values=values, bias=bias), backend)
+
+    assert torch.autograd.gradcheck(call, tuple(operands.inputs.values()))
+
+
+def test_no_grad_records_nothing(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float64)
+    with torch.no_grad():
+        y = SMALL[operator].call(operands, backend)
+    assert not y.requires_grad and y.grad_fn is None
+
+
+def test_inference_mode_gives_the_same_result(operator: str, backend: str) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+    with torch.inference_mode():
+        y = case.call(operands, backend)
+    assert torch.equal(y, case.call(operands, backend))
+
+
+def test_gradients_of_values_used_twice_add_up(backend: str) -> None:
+    operands = LinearCase(9, 9, (4,), 0.4).operands(torch.float64)
+    exact = oracle.linear(operands.mask)
+    inputs = list(operands.inputs.values())
+
+    once = rk.linear(operands.x, operands.values, operands.pattern, operands.bias, backend=backend)
+    twice = rk.linear(once.tanh(), operands.values, operands.pattern, operands.bias, backend=backend)
+    expected = exact(exact(operands.x, operands.values, operands.bias).tanh(), operands.values, operands.bias)
+
+    actual_gradients = torch.autograd.grad(twice, inputs, operands.dy)
+    expected_gradients = torch.autograd.grad(expected, inputs, operands.dy)
+    torch.testing.assert_close(actual_gradients, expected_gradients)
+
+
+def test_backward_can_run_twice_on_a_retained_graph(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float64)
+    y = SMALL[operator].call(operands, backend)
+    inputs = list(operands.inputs.values())
+    first = torch.autograd.grad(y, inputs, operands.dy, retain_graph=True)
+    second = torch.autograd.grad(y, inputs, operands.dy)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("changed", ["x", "values"])
+def test_an_operand_changed_before_backward_is_refused(operator: str, backend: str, changed: str) -> None:
+    operands = SMALL[operator].operands(torch.float64)
+    y = SMALL[operator].call(operands, backend)
+    with torch.no_grad():
+        getattr(operands, changed).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.backward(y, operands.dy)
+
+
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+@pytest.mark.parametrize("first", ["dx", "dvalues"])
+@pytest.mark.parametrize("second", ["dx", "dvalues"])
+def test_a_second_derivative_is_right_or_refused(operator: str, backend: str, first: str, second: str) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+    operands.dy.requires_grad_()
+    exact = case.function(operands.mask)(operands.x, operands.values, operands.bias)
+    expected = _second_derivative(exact, operands, first, second)
+    try:
+        actual = _second_derivative(case.call(operands, backend), operands, first, second)
+    except RuntimeError:
+        return
+    torch.testing.assert_close(actual, expected)
+
+
+def _second_derivative(y: Tensor, operands: Operands, first: str, second: str) -> Tensor:
+    """Gradient for one input, and for dy, of the sum of squares of a first gradient."""
+    (gradient,) = torch.autograd.grad(y, operands.inputs[first], operands.dy, create_graph=True)
+    inputs = (operands.inputs[second], operands.dy)
+    found = torch.autograd.grad(gradient.square().sum(), inputs, allow_unused=True, materialize_grads=True)
+    return torch.cat([each.flatten() for each in found])
+
+
+def test_a_forward_mode_derivative_is_right_or_refused(operator: str, backend: str) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+    bias = None if operands.bias is None else operands.bias.detach()
+    values, tangent = operands.values.detach(), torch.ones_like(operands.values)
+
+    def call(values: Tensor) -> Tensor:
+        return case.call(replace(operands, x=operands.x.detach(), values=values, bias=bias), backend)
+
+    try:
+        derivative = torch.func.jvp(call, (values,), (tangent,))[1]
+    except (RuntimeError, NotImplementedError):
+        return
+    # The operator is linear in its values: the derivative along a direction is the operator on that direction.
+    torch.testing.assert_close(derivative, case.function(operands.mask)(operands.x.detach(), tangent, None))

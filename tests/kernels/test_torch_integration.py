@@ -1,0 +1,264 @@
+"""The operators inside torch: opcheck, torch.compile, torch.export, autocast, pickling."""
+
+import copy
+import io
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import rsn2_kernels as rk
+
+from . import oracle
+from .cases import SMALL, ConvCase, LinearCase, Operands
+from .precision import assert_within_roundoff
+
+LAYOUTS = ("contiguous", "reversed", "strided")
+
+
+def operator_calls(operator: str, backend: str, x_layout: str) -> dict[str, tuple[Any, ...]]:
+    """Arguments of the three registered operators behind ``operator``, by operator name."""
+    if operator == "linear":
+        case: LinearCase | ConvCase = LinearCase(6, 9, (5,), x_layout=x_layout, dy_layout=x_layout)
+        geometry: tuple[Any, ...] = ()
+        size: tuple[Any, ...] = ()
+    else:
+        case = ConvCase(2, 4, 6, (5, 4), (3, 2), (2, 1), (1, 0), (1, 2), 2, x_layout=x_layout, dy_layout=x_layout)
+        geometry = (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
+        size = (case.size,)
+    o = case.operands(torch.float32)
+    values = o.values.detach()
+    return {
+        operator: (o.x, o.values, o.bias, o.pattern.index(with_columns=True), *geometry, backend),
+        f"{operator}_dx": (o.dy, values, o.pattern.index(with_columns=True), *size, *geometry, backend),
+        f"{operator}_dvalues": (o.dy, o.x.detach(), o.pattern.index(with_columns=False), *geometry, backend),
+    }
+
+
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("product", ["", "_dx", "_dvalues"], ids=["forward", "dx", "dvalues"])
+def test_opcheck_passes(operator: str, product: str, x_layout: str, backend: str) -> None:
+    arguments = operator_calls(operator, backend, x_layout)[operator + product]
+    torch.library.opcheck(getattr(torch.ops.rsn2, operator + product).default, arguments)
+
+
+@pytest.mark.parametrize("missing", ["bias", "gradients", "columns"])
+def test_opcheck_passes_without(missing: str, operator: str, backend: str) -> None:
+    x, values, bias, index, *rest = operator_calls(operator, backend, "contiguous")[operator]
+    if missing == "bias":
+        bias = None
+    elif missing == "gradients":
+        x, values, bias = x.detach(), values.detach(), bias.detach()
+    else:
+        x, index = x.detach(), index[:2]
+    torch.library.opcheck(getattr(torch.ops.rsn2, operator).default, (x, values, bias, index, *rest))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """A compiler that remembers nothing of earlier tests."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def small_call(
+    operator: str, operands: Operands, backend: str | None
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A function of x, values and bias with something to fuse around the operator."""
+
+    def function(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        if operator == "linear":
+            return rk.linear(x * 2, values, operands.pattern, bias, backend=backend).relu()
+        return rk.conv2d(
+            x * 2, values, operands.pattern, bias, (2, 1), (1, 0), groups=2, kernel_size=(3, 2), backend=backend
+        ).relu()
+
+    return function
+
+
+def with_gradients(function: Callable[..., Tensor], operands: Operands, dy: Tensor) -> list[Tensor]:
+    """y and the gradients of x, values and bias."""
+    y = function(operands.x, operands.values, operands.bias)
+    return [y.detach(), *torch.autograd.grad(y, list(operands.inputs.values()), dy)]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("dynamic", [False, True, None], ids=["static", "dynamic", "automatic"])
+def test_a_compiled_function_equals_the_eager_one_at_every_batch_size(
+    operator: str, backend: str, dynamic: bool | None
+) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float32)
+    # The compiled function sees the pattern first: it builds the column order while it is traced.
+    function = small_call(operator, operands, backend)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in (3, 5, 9):
+        x = torch.randn(batch, *operands.x.shape[1:], requires_grad=True)
+        now = Operands(operands.mask, operands.pattern, x, operands.values, operands.bias, operands.dy)
+        dy = torch.randn(batch, *operands.dy.shape[1:])
+        for name, got, expected in zip(
+            ("y", "dx", "dvalues", "dbias"),
+            with_gradients(compiled, now, dy),
+            with_gradients(function, now, dy),
+            strict=True,
+        ):
+            assert torch.equal(got, expected), f"{name} at batch {batch}"
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_dynamic_batch_size_is_compiled_once(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(small_call(operator, operands, backend), fullgraph=True, dynamic=True, backend=counter)
+    for batch in (3, 5, 9):
+        compiled(torch.randn(batch, *operands.x.shape[1:]), operands.values, operands.bias)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_function_leaves_a_pattern_that_eager_calls_can_use(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    function = small_call(operator, operands, backend)
+    with_gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), operands, operands.dy)
+    expected = rk.SparsePattern.from_mask(operands.mask).by_column()
+    for got, wanted in zip(operands.pattern.by_column(), expected, strict=True):
+        assert type(got) is Tensor and torch.equal(got, wanted)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_without_a_backend_name_compiling_works_too(operator: str, dynamic: bool) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    function = small_call(operator, operands, None)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for got, expected in zip(
+        with_gradients(compiled, operands, operands.dy), with_gradients(function, operands, operands.dy), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+class Network(nn.Module):
+    """A convolution and a linear layer on packed weights."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.conv, self.head = ConvCase(2, 3, 4, (6, 6), (3, 3)), LinearCase(5, 64, (2,))
+        conv, head = self.conv.operands(torch.float32), self.head.operands(torch.float32)
+        self.conv_pattern, self.head_pattern = conv.pattern, head.pattern
+        self.conv_values, self.head_values = nn.Parameter(conv.values.detach()), nn.Parameter(head.values.detach())
+        self.owners = rk.OwnerMap.empty(self.conv_pattern.shape)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rk.conv2d(x, self.conv_values, self.conv_pattern, kernel_size=3, backend=self.backend).relu()
+        return rk.linear(y.flatten(1), self.head_values, self.head_pattern, backend=self.backend)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="inductor needs a C++ compiler")
+def test_inductor_compiles_a_network_forward_and_backward(backend: str) -> None:
+    """Inductor, unlike the eager tracer, relies on the strides that the shape functions promise."""
+    network = Network(backend)
+    x = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    inputs = [x, *network.parameters()]
+    expected = torch.autograd.grad(network(x).square().sum(), inputs)
+    got = torch.autograd.grad(torch.compile(network, fullgraph=True)(x).square().sum(), inputs)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_exported_program_gives_the_same_result_at_every_batch_size(backend: str) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(Network(backend), (torch.randn(2, 3, 6, 6),), dynamic_shapes={"x": {0: batch}})
+    x = torch.randn(7, 3, 6, 6)
+    assert torch.equal(program.module()(x), Network(backend)(x))
+
+
+def test_exporting_leaves_patterns_that_eager_calls_can_use(backend: str) -> None:
+    network = Network(backend)
+    torch.export.export(network, (torch.randn(2, 3, 6, 6),))
+    for pattern in (network.conv_pattern, network.head_pattern):
+        expected = rk.SparsePattern.from_mask(pattern.mask())
+        for got, wanted in zip(pattern.by_column(), expected.by_column(), strict=True):
+            assert type(got) is Tensor and torch.equal(got, wanted)
+
+
+def test_autocast_computes_in_its_own_type_and_returns_gradients_in_the_operands(operator: str, backend: str) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float32)
+    dy = operands.dy.bfloat16()
+    x, values = operands.x.detach().bfloat16(), operands.values.detach().bfloat16()
+    bias = None if operands.bias is None else operands.bias.detach().bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = case.call(operands, backend)
+    exact = oracle.products(case.function(operands.mask), x, values, bias, dy)
+    assert_within_roundoff("y", y, exact["y"], torch.bfloat16)
+    for name, each in operands.inputs.items():
+        (gradient,) = torch.autograd.grad(y, each, dy, retain_graph=True)
+        assert gradient.dtype == torch.float32, name
+        assert_within_roundoff(name, gradient.bfloat16(), exact[name], torch.bfloat16)
+
+
+def test_autocast_leaves_float64_alone_as_it_does_for_torchs_own_linear(backend: str) -> None:
+    operands = LinearCase(5, 7, (3,)).operands(torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own = nn.functional.linear(operands.x, torch.zeros(5, 7, dtype=torch.float64))
+        assert rk.linear(operands.x, operands.values, operands.pattern, backend=backend).dtype == own.dtype
+
+
+def test_autocast_that_is_off_changes_nothing(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+        y = SMALL[operator].call(operands, backend)
+    assert torch.equal(y, SMALL[operator].call(operands, backend))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
+    ids=["deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("with_columns", [False, True], ids=["rows", "columns"])
+def test_a_copied_pattern_computes_the_same(
+    copied: Callable[[Any], Any], with_columns: bool, operator: str, backend: str
+) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float32)
+    operands.pattern.index(with_columns)
+    twin = Operands(operands.mask, copied(operands.pattern), operands.x, operands.values, operands.bias, operands.dy)
+    inputs = list(operands.inputs.values())
+    for call in (operands, twin):
+        assert call.pattern.nnz == operands.pattern.nnz
+    gradients = [torch.autograd.grad(case.call(each, backend), inputs, operands.dy) for each in (operands, twin)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
+    ids=["deepcopy", "pickle"],
+)
+def test_a_copied_owner_map_answers_the_same(copied: Callable[[Any], Any]) -> None:
+    owners = rk.OwnerMap.empty((5, 70))
+    owners.claim(4, torch.rand(5, 70) < 0.3)
+    owners.claim(1, owners.free() & (torch.rand(5, 70) < 0.3))
+    twin = copied(owners)
+    assert twin.tasks == owners.tasks and twin.shape == owners.shape and twin.nbytes == owners.nbytes
+    assert torch.equal(twin.codes(), owners.codes()) and twin.count(4) == owners.count(4)
+
+
+def test_a_module_that_holds_a_map_and_a_pattern_can_be_saved_whole() -> None:
+    network = Network("dense")
+    network.owners.claim(0, network.conv_pattern.mask())
+    held = io.BytesIO()
+    torch.save(network, held)
+    held.seek(0)
+    again: Network = torch.load(held, weights_only=False)
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(again(x), network(x)) and again.owners.tasks == (0,)

@@ -1,0 +1,281 @@
+"""A checkpoint gives back every bit, and no damaged or foreign file gets past the loader."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import allocated, assert_same, network, plain_network, samples, snapshot, train
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import rsn2
+from rsn2.checkpoint import describe, read_metadata
+
+
+def trained() -> nn.Module:
+    model = allocated("shapes", "sizes")
+    train(model, "shapes", torch.optim.Adam(rsn2.parameters(model, "shapes")))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return trained()
+
+
+@pytest.fixture
+def file(model: nn.Module, tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    rsn2.save(model, path, {"note": [1, "two"]})
+    return path
+
+
+def predictions(model: nn.Module) -> list[Tensor]:
+    outputs = []
+    for task in ("shapes", "sizes"):
+        with rsn2.use_task(model, task), torch.no_grad():
+            outputs.append(model(samples(task)[0]))
+    return outputs
+
+
+def test_load_gives_back_every_bit(model: nn.Module, file: Path) -> None:
+    plain = plain_network(seed=9)
+    before = copy.deepcopy(plain.state_dict())
+    loaded = rsn2.load(file, model=plain).eval()
+    assert_same(snapshot(model), snapshot(loaded))
+    for saved, again in zip(predictions(model), predictions(loaded), strict=True):
+        assert torch.equal(saved, again)
+    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor))
+    assert read_metadata(file) == {"note": [1, "two"]}
+
+
+def test_a_converted_network_is_a_template_too(model: nn.Module, file: Path) -> None:
+    assert_same(snapshot(model), snapshot(rsn2.load(file, model=network(seed=9))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_round_trips(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = allocated("shapes").to(dtype)
+    rsn2.save(model, tmp_path / "net.safetensors")
+    assert_same(snapshot(model), snapshot(rsn2.load(tmp_path / "net.safetensors", plain_network(9).to(dtype))))
+
+
+def test_a_loaded_network_takes_further_tasks_and_a_finalized_one_does_not(tmp_path: Path) -> None:
+    model = allocated("shapes")
+    path = tmp_path / "net.safetensors"
+    rsn2.save(model, path)
+    bigger = path.stat().st_size
+    more = rsn2.load(path, plain_network())
+    rsn2.allocate(more, "sizes", 0.3, nn.functional.mse_loss, [samples("sizes")])
+    assert rsn2.tasks(more) == ["shapes", "sizes"]
+    rsn2.finalize(model)
+    rsn2.save(model, path)
+    assert path.stat().st_size < bigger
+    final = rsn2.load(path, plain_network())
+    assert_same(snapshot(model), snapshot(final))
+    with pytest.raises(rsn2.TaskError, match="no template|finalized"):
+        rsn2.allocate(final, "sizes", 0.1, criterion="magnitude")
+
+
+def test_a_network_without_tasks_and_one_that_is_a_single_layer_are_saved_too(tmp_path: Path) -> None:
+    for number, model in enumerate((network(), rsn2.convert(nn.Linear(5, 4)))):
+        path = tmp_path / f"{number}.safetensors"
+        rsn2.save(model, path)
+        loaded = rsn2.load(path, plain_network(9) if number == 0 else nn.Linear(5, 4))
+        assert_same(snapshot(model), snapshot(loaded))
+
+
+def test_describe_reports_from_the_file_alone(model: nn.Module, file: Path) -> None:
+    from_file, from_model = describe(file), rsn2.report(model)
+    assert from_file.tasks == from_model.tasks and from_file.nbytes == from_model.nbytes
+    for one, other in zip(from_file.layers, from_model.layers, strict=True):
+        assert (one.name, one.shape, one.owned, one.free) == (other.name, other.shape, other.owned, other.free)
+        assert one.bits_per_weight == other.bits_per_weight and one.pool_bytes == other.pool_bytes
+
+
+def test_the_stock_state_dict_round_trips_too(model: nn.Module, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    fresh = network(seed=9)
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert_same(snapshot(model), snapshot(fresh))
+
+
+def assert_refused(path: Path, message: str | None = None) -> None:
+    plain = plain_network(9)
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(rsn2.CheckpointError, match=message):
+        rsn2.load(path, model=plain)
+    assert type(plain[2]) is nn.Linear
+    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor))
+
+
+def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
+    content = file.read_bytes()
+    for length in [0, 1, 7, 8, 9, 100, *range(200, len(content), len(content) // 20), len(content) - 1]:
+        file.write_bytes(content[:length])
+        assert_refused(file)
+
+
+def test_a_flipped_bit_anywhere_is_refused(file: Path) -> None:
+    # Every byte of the length field, bytes all over the header, and bytes in every tensor.
+    content = bytearray(file.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    index = json.loads(content[8 : 8 + header])
+    spots = [*range(8), *range(8, 8 + header, 37), 8 + header - 1]
+    for name, entry in index.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            spots += [8 + header + offset for offset in (first, (first + last) // 2, last - 1) if first < last]
+    for number, spot in enumerate(spots):
+        flipped = bytearray(content)
+        flipped[spot] ^= 1 << number % 8
+        file.write_bytes(flipped)
+        assert_refused(file)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Change record and tensors as somebody would who knows the format: all checksums are right again afterwards."""
+    tensors = load_file(path)
+    with open(path, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    record = json.loads(header["__metadata__"]["rsn2"])
+    change(record, tensors)
+    record["tensors"] = {
+        name: {
+            "dtype": str(tensor.dtype),
+            "shape": list(tensor.shape),
+            "sha256": hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        }
+        for name, tensor in tensors.items()
+    }
+    text = json.dumps(record)
+    save_file(tensors, path, {"rsn2": text, "rsn2.sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def set_plane_bit(row: int, word: int, bit: int, plane: int = 0) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors[f"2.planes.{plane}"][row, word] ^= torch.tensor(1 << bit if bit < 63 else -(1 << 63))
+
+    return change
+
+
+def put(*keys: str, value: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        place = record
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change
+
+
+def tensor(name: str, make: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors[name] = make(tensors[name])
+
+    return change
+
+
+def drop(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda record, tensors: tensors.__delitem__(name)
+
+
+def both_codes(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    tensors["2.planes.0"] = tensors["2.planes.0"] | tensors["2.planes.1"]
+
+
+EDITS = {
+    "padding bit": (set_plane_bit(0, 0, 50), "layer '2', field 'planes': .*bits past column 31"),
+    "sign bit of the padding": (set_plane_bit(3, 0, 63), "layer '2', field 'planes': .*bits past column 31"),
+    "owner nobody is": (both_codes, r"layer '2', field 'planes': planes: codes \[3\] belong to no task"),
+    "position moved between tasks": (set_plane_bit(0, 0, 0), "layer '2', field '(values|planes)"),
+    "plane missing": (drop("2.planes.1"), "layer '2', field 'planes': planes: expected 2"),
+    "plane of another dtype": (tensor("2.planes.0", lambda t: t.to(torch.int32)), "layer '2', field 'planes'"),
+    "plane of another shape": (tensor("2.planes.0", lambda t: t[:-1].clone()), "layer '2', field 'planes'"),
+    "values too short": (tensor("2.values.0", lambda t: t[:-1].clone()), r"layer '2', field 'values.0': expected shape"),
+    "values missing": (drop("5.values.1"), r"layer '5', field 'values.1': expected shape .* Got none"),
+    "bias too long": (tensor("2.biases.0", lambda t: t.repeat(2)), r"layer '2', field 'biases.0'"),
+    "values of another dtype": (tensor("2.values.0", lambda t: t.double()), "2.values.0: expected torch.float32"),
+    "pool missing": (drop("2.pool"), "not a checkpoint of this architecture.*2.pool"),
+    "plain tensor missing": (drop("0.by_task.task_shapes.weight"), "not a checkpoint of this architecture"),
+    "tensor too many": (
+        lambda record, tensors: tensors.update(extra=torch.zeros(1)),
+        "not a checkpoint of this architecture.*extra",
+    ),
+    "version": (put("version", value=2), "field 'version': expected 1. Got 2"),
+    "no layers": (put("layers", value={}), "field 'layers': expected at least one"),
+    "layers no table": (put("layers", value=[]), "field 'layers': expected a table"),
+    "layer no table": (put("layers", "2", value=7), "layer '2': expected the fields"),
+    "layer of no kind": (put("layers", "2", "kind", value="os.system"), "layer '2', field 'kind'"),
+    "layer of another kind": (put("layers", "2", "kind", value="MultitaskConv2d"), "layer '2', field 'kind'"),
+    "unknown field": (put("layers", "2", "code", value="x"), "layer '2': expected the fields"),
+    "shape of text": (put("layers", "2", "weight_shape", value="40x32"), "layer '2', field 'weight_shape'"),
+    "negative shape": (put("layers", "2", "weight_shape", value=[40, -32]), "layer '2', field 'weight_shape'"),
+    "huge shape": (put("layers", "2", "weight_shape", value=[40, 2**62]), "layer '2', field 'planes'"),
+    "bias flag": (put("layers", "2", "bias", value=1), "layer '2', field 'bias'"),
+    "pool flag": (put("layers", "2", "pool", value=False), "not a checkpoint of this architecture|pool"),
+    "slot nobody has": (put("layers", "2", "slots", value={"shapes": 0, "sizes": 7}), "layer '2', field 'slots'"),
+    "slot of text": (put("layers", "2", "slots", value={"shapes": "0", "sizes": 1}), "layer '2', field 'slots'"),
+    "task name": (put("layers", "2", "slots", value={"../x": 0, "sizes": 1}), "layer '2', field 'slots'"),
+    "negative slot": (put("layers", "2", "densities", value={"-1": 0.3, "1": 0.3}), "layer '2', field 'densities'"),
+    "density": (put("layers", "2", "densities", value={"0": 3, "1": 0.3}), "layer '2', field 'densities'"),
+    "per-task name": (put("per_task", "3", "tasks", value=["a.b"]), "per-task module '3', field 'tasks'"),
+    "per-task template": (put("per_task", "3", "template", value="yes"), "per-task module '3', field 'template'"),
+    "per-task module nobody has": (put("per_task", "99", value={"tasks": [], "template": True}), "99: the file has"),
+    "layer nobody has": (
+        lambda record, tensors: record["layers"].update({"99": record["layers"]["2"]}),
+        "layer '99'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), EDITS.values(), ids=EDITS.keys())
+def test_an_edited_file_with_right_checksums_is_refused(
+    change: Callable[[dict[str, Any], dict[str, Tensor]], None], message: str, file: Path
+) -> None:
+    edit(file, change)
+    assert_refused(file, message)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    assert_refused(path, "not one that rsn2.save wrote")
+    save_file({"weight": torch.zeros(2)}, path, {"rsn2": "{", "rsn2.sha256": hashlib.sha256(b"{").hexdigest()})
+    assert_refused(path, "not JSON")
+    torch.save({"weight": torch.zeros(2)}, path)
+    assert_refused(path, "not a sound safetensors file")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        rsn2.load(tmp_path / "nothing", plain_network())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 3)), "layer '2': the model has no module"),
+        (lambda: nn.Sequential(*[*plain_network()][:2], nn.Linear(32, 41), *[*plain_network()][3:]), "weight_shape"),
+        (lambda: nn.Sequential(*[*plain_network()][:2], nn.ReLU(), *[*plain_network()][3:]), "expected Linear"),
+        (lambda: nn.Sequential(*plain_network(), nn.Linear(2, 2)), "not a checkpoint of this architecture"),
+        (lambda: plain_network().double(), "expected torch.float64"),
+    ],
+    ids=["other-network", "other-size", "other-type", "one-layer-more", "other-dtype"],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(
+    other: Callable[[], nn.Module], message: str, file: Path
+) -> None:
+    with pytest.raises(rsn2.CheckpointError, match=message):
+        rsn2.load(file, model=other())
+
+
+def test_a_failed_save_leaves_the_old_file(file: Path, model: nn.Module) -> None:
+    before = file.read_bytes()
+    with pytest.raises(TypeError):
+        rsn2.save(model, file, {"not": object()})
+    with pytest.raises(rsn2.CheckpointError, match="multitask layers"):
+        rsn2.save(nn.Linear(2, 2), file)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]

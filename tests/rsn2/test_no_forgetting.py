@@ -1,0 +1,92 @@
+"""Training one task cannot change another: a property of the memory layout, proved bit by bit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import allocated, network, samples, snapshot, train
+from torch import nn
+
+import rsn2
+
+Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Factory] = {
+    "adam": lambda own: torch.optim.Adam(own, lr=0.01),
+    "adamw-decay-0.1": lambda own: torch.optim.AdamW(own, lr=0.01, weight_decay=0.1),
+    "sgd-momentum-decay": lambda own: torch.optim.SGD(own, lr=0.01, momentum=0.9, weight_decay=0.1),
+}
+
+
+def own_tensors(model: nn.Module, task: str) -> list[torch.Tensor]:
+    """Copies of everything that decides a task's predictions."""
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, rsn2.nn.PerTask)
+        for buffer in module.of(task).buffers()
+    ]
+    masks = [layer.owners.mask(layer.slot(task)) for layer in model.modules() if isinstance(layer, rsn2.nn.MultitaskLayer)]
+    return [tensor.detach().clone() for tensor in (*rsn2.parameters(model, task), *buffers, *masks)]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_training_a_later_task_changes_no_bit_of_an_earlier_one(make: Factory) -> None:
+    model = allocated("shapes")
+    train(model, "shapes", make(rsn2.parameters(model, "shapes")))
+    x = samples("shapes")[0]
+    with rsn2.use_task(model.eval(), "shapes"):
+        before, prediction = own_tensors(model, "shapes"), model(x)
+    model.train()
+    rsn2.allocate(model, "sizes", 0.5, nn.functional.mse_loss, [samples("sizes")])
+    untrained = own_tensors(model, "sizes")
+    train(model, "sizes", make(rsn2.parameters(model, "sizes")), steps=20)
+    assert any(not torch.equal(*pair) for pair in zip(untrained, own_tensors(model, "sizes"), strict=True))
+    for old, new in zip(before, own_tensors(model, "shapes"), strict=True):
+        assert torch.equal(old, new)
+    with rsn2.use_task(model.eval(), "shapes"):
+        assert torch.equal(prediction, model(x))
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_one_optimizer_over_all_tasks_leaves_idle_tasks_alone(make: Factory) -> None:
+    # Parameters without a gradient are skipped by every optimizer, momentum and decay included.
+    model = allocated("shapes", "sizes")
+    optimizer = make(list(model.parameters()))
+    train(model, "shapes", optimizer)
+    before = own_tensors(model, "shapes")
+    train(model, "sizes", optimizer)
+    for old, new in zip(before, own_tensors(model, "shapes"), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_training_moves_only_values_never_owners_or_pool() -> None:
+    model = allocated("shapes", "sizes")
+    before = snapshot(model)
+    train(model, "sizes", torch.optim.AdamW(rsn2.parameters(model, "sizes"), weight_decay=0.1))
+    changed = {key for key, tensor in snapshot(model).items() if not torch.equal(tensor, before[key])}
+    assert changed and all(
+        key.partition(".")[2].startswith(("values.1", "biases.1", "by_task.task_sizes")) for key in changed
+    )
+
+
+def test_optimizer_state_is_proportional_to_owned_weights() -> None:
+    model = allocated("shapes", density=0.1)
+    optimizer = torch.optim.Adam(rsn2.parameters(model, "shapes"))
+    train(model, "shapes", optimizer)
+    layer = model[2]
+    state = optimizer.state[layer.values["0"]]
+    assert state["exp_avg"].numel() == state["exp_avg_sq"].numel() == round(0.1 * layer.owners.numel)
+
+
+def test_an_optimizer_cannot_be_made_before_allocation() -> None:
+    model = network()
+    with pytest.raises(rsn2.TaskError, match=r"call rsn2.allocate\(model, 'shapes'"):
+        torch.optim.Adam(rsn2.parameters(model, "shapes"))
+
+
+def test_tasks_do_not_share_parameters() -> None:
+    model = allocated("shapes", "sizes")
+    ids = [{id(parameter) for parameter in rsn2.parameters(model, task)} for task in ("shapes", "sizes")]
+    assert not ids[0] & ids[1]
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert ids[0] | ids[1] == trainable
