@@ -2,8 +2,8 @@
 
     python benchmarks/calibrate_dispatch.py --out results/dispatch-cpu.json
 
-Times one forward product of the `dense` and `cpu` backends on one thread, over shapes, densities, batches and dtypes, and fits
-non-negative costs by least squares on relative error. Prints the table to paste into dispatch.py.
+Times one forward product of the `dense` and `cpu` backends on one thread, over shapes, densities, batches and dtypes,
+and fits non-negative costs by least squares on relative error. Prints the table to paste into dispatch.py.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleaved import machine, medians
 from scipy.optimize import nnls
 
 import rsn2_kernels as rk
+from interleaved import machine, medians
 from rsn2_kernels import dispatch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -1,4 +1,4 @@
-"""Ratios that survive a noisy machine: every candidate is timed in turn, round after round, and medians are compared."""
+"""Ratios that survive a noisy machine: all candidates are timed in turn, round after round, and medians compared."""
 
 import statistics
 import time
@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def medians(
-    candidates: Mapping[str, Callable[[], object]], seconds: float = 0.2, rounds: int = 5
-) -> dict[str, float]:
+def medians(candidates: Mapping[str, Callable[[], object]], seconds: float = 0.2, rounds: int = 5) -> dict[str, float]:
     """Median seconds of one call of each candidate.
 
     Each candidate is warmed up, then all of them run in turn in every round, in one process.
@@ -25,7 +23,7 @@ def medians(
         start = time.perf_counter()
         call()
         fastest[name] = time.perf_counter() - start
-    count = max(rounds, min(200, int(seconds / max(max(fastest.values()), 1e-6))))
+    count = max(rounds, min(200, int(seconds / max(*fastest.values(), 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(count):
         for name, call in candidates.items():

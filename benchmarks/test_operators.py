@@ -1,7 +1,7 @@
 """Operators on packed weights beside the dense library: run with `make bench`.
 
-Each group is one problem; its rows are the dense library on a dense weight, on weight times mask (what sparse multitask networks did
-so far), and every backend that runs here.
+Each group is one problem; its rows are the dense library on a dense weight, on weight times mask (what sparse multitask
+networks did so far), and every backend that runs here.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,9 @@ def test_operator(benchmark: Any, problem: str, density: float, backward: bool, 
     torch.set_num_threads(1)
     benchmark.group = f"{problem}, density {density}, {'forward+backward' if backward else 'forward'}, 1 thread"
     convolution = problem.startswith("conv")
-    batch, cols, rows = {"linear 512": (512, 1000, 1000), "linear 1x4": (1, 4096, 4096)}.get(problem[:10], (16, 576, 64))
+    batch, cols, rows = {"linear 512": (512, 1000, 1000), "linear 1x4": (1, 4096, 4096)}.get(
+        problem[:10], (16, 576, 64)
+    )
     torch.manual_seed(0)
     x = torch.randn(16, 64, 28, 28) if convolution else torch.randn(batch, cols)
     weight = torch.randn(rows, cols)

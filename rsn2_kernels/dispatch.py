@@ -75,9 +75,7 @@ def choose(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, back
     return backend
 
 
-def explain(
-    op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: torch.device | str
-) -> Explanation:
+def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: torch.device | str) -> Explanation:
     """Say which backend `backend=None` would run, what each is predicted to cost, and why.
 
     Args:
@@ -99,6 +97,8 @@ def explain(
     best = min(costs, key=costs.__getitem__)
     known = available_backends()
     unavailable = {name: why for name in known if (why := _why_not(name, kind)) is not None}
+    if "cpu" not in costs:
+        unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
     unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
     others = {name: cost / costs[best] for name, cost in costs.items() if name != best}
     against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
@@ -124,7 +124,7 @@ FEATURES = {
     "dense": ("call", "owned weights", "positions", "positions x batch"),
     "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
 }
-"""What the predicted time of a backend is a sum of: the expansion and the dense product, or the packing and the sparse one."""
+"""What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
 
 
 def features(pattern: SparsePattern, batch: int) -> dict[str, tuple[float, ...]]:

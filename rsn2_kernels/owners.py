@@ -70,9 +70,7 @@ class OwnerMap:
         want = (rows, words_per_row(cols))
         for index, plane in enumerate(planes):
             if plane.dtype != torch.int64 or tuple(plane.shape) != want:
-                raise ValueError(
-                    f"planes[{index}]: expected int64 of shape {want}. Got {_describe(plane)}."
-                )
+                raise ValueError(f"planes[{index}]: expected int64 of shape {want}. Got {_describe(plane)}.")
             if not padding_is_zero(plane, cols):
                 raise ValueError(f"planes[{index}]: bits past column {cols - 1} are set; they must be 0.")
         device = planes[0].device if planes else torch.empty(0).device
@@ -227,7 +225,7 @@ class OwnerMap:
         return unpack_bits(self._words_of(task), self._shape[1])
 
     def _check_known(self, task: int) -> None:
-        if task not in self._counts:
+        if _checked_task(task) not in self._counts:
             raise KeyError(f"task {task} holds no claim. Tasks with one: {list(self.tasks)}.")
 
     def _check_mask(self, mask: Tensor) -> None:

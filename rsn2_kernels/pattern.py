@@ -98,7 +98,11 @@ class SparsePattern:
             sorted_col, perm = torch.sort(self._col, stable=True)
             bounds = torch.arange(cols + 1, dtype=torch.int32, device=self.device)
             crow_t = torch.searchsorted(sorted_col, bounds, out_int32=True)
-            self._by_column = (crow_t, row_of_each_value(self._crow, self._col)[perm], perm.to(torch.int32))
+            by_column = (crow_t, row_of_each_value(self._crow, self._col)[perm], perm.to(torch.int32))
+            # An exporter runs this on tensors without data, which must not stay behind for real calls.
+            if type(crow_t) is not Tensor:
+                return by_column
+            self._by_column = by_column
         return self._by_column
 
     def mask(self) -> Tensor:
@@ -125,8 +129,7 @@ class SparsePattern:
         """
         if tuple(values.shape) != (self.nnz,) or values.device != self.device:
             raise ValueError(
-                f"values: expected shape ({self.nnz},) on {self.device}. "
-                f"Got {tuple(values.shape)} on {values.device}."
+                f"values: expected shape ({self.nnz},) on {self.device}. Got {tuple(values.shape)} on {values.device}."
             )
         return expand(values, self._crow, self._col, self._shape[1])
 

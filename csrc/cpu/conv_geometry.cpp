@@ -22,8 +22,7 @@ ConvAxisLayout::ConvAxisLayout(const ConvAxis& axis) : output(axis.output) {
 
   input.stride = axis.stride;
   cells = 0;
-  int64_t first_zero_run = last_read + 1;  // zero cells at the start of every line, over all phases
-  int64_t held = 0;                        // input coordinates that have a cell
+  int64_t held = 0;  // input coordinates that have a cell
   for (const int64_t phase : used) {
     // The first and last cell whose coordinate stride * cell + phase - padding lies in [0, input).
     const int64_t first = std::max<int64_t>(0, ceil_div(axis.padding - phase, axis.stride));
@@ -32,7 +31,6 @@ ConvAxisLayout::ConvAxisLayout(const ConvAxis& axis) : output(axis.output) {
     if (last < first) continue;
     held += last - first + 1;
     cells = std::max(cells, last + 1);
-    first_zero_run = std::min(first_zero_run, first);
   }
   reads_all_input = held == axis.input;
 
@@ -42,9 +40,11 @@ ConvAxisLayout::ConvAxisLayout(const ConvAxis& axis) : output(axis.output) {
     taps.push_back({phase, reach / axis.stride});
   }
 
-  // Outputs and input of neighbouring lines must not overlap. A read past the end of a line meets the zeros at the
-  // start of the next; in the other direction (dX), a read before the start meets the zeros after the last output.
-  period = std::max({output, cells, last_read + 1 - first_zero_run});
+  // Outputs and input of neighbouring lines must not overlap. That is enough: the reads of a phase reach at most
+  // floor((input + 2 * padding - 1 - phase) / stride), which lies beyond its input by no more cells than the next
+  // line has zeros before its own, ceil((padding - phase) / stride), since floor(a + b) - ceil(b) <= floor(a).
+  // In dX the same holds backwards: a read before a line's start meets the zeros after the last output.
+  period = std::max(output, cells);
 }
 
 Tiling::Tiling(int64_t batch, int64_t lines, int64_t height, int64_t width, int64_t features, int64_t halo,

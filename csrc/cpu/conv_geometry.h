@@ -15,7 +15,8 @@
 
 namespace rsn2::cpu {
 
-// What a convolution does along one axis, in torch's terms.
+// What a convolution does along one axis, in torch's terms: the same padding on both sides, and
+// output = (input + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1, rounded down.
 struct ConvAxis {
   int64_t input, output, kernel, stride, padding, dilation;
 };

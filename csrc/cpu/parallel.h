@@ -19,10 +19,11 @@ class Parallel {
   // run(slots, body) calls body(slot) once for every slot in [0, slots), possibly at the same time.
   using Run = std::function<void(int64_t slots, const std::function<void(int64_t)>& body)>;
 
-  Parallel(int64_t threads, Run run) : threads_(std::max<int64_t>(threads, 1)), run_(std::move(run)) {}
+  Parallel(int64_t threads, Run run, int64_t work_per_slot = kWorkPerSlot)
+      : threads_(std::max<int64_t>(threads, 1)), work_per_slot_(work_per_slot), run_(std::move(run)) {}
 
   // Slots worth using for this many multiply-adds.
-  int64_t slots_for(int64_t work) const { return std::clamp<int64_t>(work / kWorkPerSlot, 1, threads_); }
+  int64_t slots_for(int64_t work) const { return std::clamp<int64_t>(work / work_per_slot_, 1, threads_); }
 
   // Calls body(task, slot) for every task in [0, tasks); each slot gets a contiguous run of tasks.
   template <class Body>
@@ -39,7 +40,7 @@ class Parallel {
   }
 
  private:
-  int64_t threads_;
+  int64_t threads_, work_per_slot_;
   Run run_;
 };
 

@@ -17,16 +17,18 @@ int64_t total_width(const PanelSource<T>& source) {
   return width;
 }
 
-// Packs panels [first, first + count) side by side into data.
 template <class T>
-void pack_panels(const Parallel& parallel, int64_t slots, const PanelSource<T>& source, int64_t first, int64_t count,
-                 T* data) {
-  const int64_t blocks = ceil_div(source.features(), kPackFeatures);
-  parallel.for_each(count * blocks, slots, [&](int64_t task, int64_t) {
-    const int64_t panel = task / blocks, begin = task % blocks * kPackFeatures;
-    const int64_t end = std::min(begin + kPackFeatures, source.features());
-    source.pack(first + panel, begin, end, data + panel * source.panel_elements());
-  });
+int64_t pack_tasks(const PanelSource<T>& source, int64_t panels) {
+  return panels * ceil_div(source.features(), kPackFeatures);
+}
+
+// One of the pack_tasks that pack panels from `first` on, side by side into data.
+template <class T>
+void pack_task(const PanelSource<T>& source, int64_t first, int64_t task, T* data) {
+  const int64_t tasks = pack_tasks(source, 1);
+  const int64_t panel = task / tasks, begin = task % tasks * kPackFeatures;
+  source.pack(first + panel, begin, std::min(begin + kPackFeatures, source.features()),
+              data + panel * source.panel_elements());
 }
 
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
@@ -52,23 +54,30 @@ void multiply(const Context& context, const SparseRows<T>& weights, const PanelS
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
   const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
-  // As many panels at a time as there are slots: memory stays bounded, and a slot finds what it packed in its cache.
-  const int64_t wave = std::min(panels, slots);
-  const Buffer<T> packed(wave * x.panel_elements());
+  const Buffer<T> packed(std::min(panels, slots) * x.panel_elements());
   const Buffer<T> scratch(slots * kRowBlock * kWidthBlock);
-  for (int64_t first = 0; first < panels; first += wave) {
-    const int64_t count = std::min(wave, panels - first);
-    pack_panels(parallel, slots, x, first, count, packed.data());
-    // With fewer panels than slots the rows are cut, finely enough that the slots' shares differ little.
-    const int64_t parts = count == slots ? 1 : std::min(weights.rows, ceil_div(4 * slots, count));
-    parallel.for_each(count * parts, slots, [&](int64_t task, int64_t slot) {
-      const int64_t panel = task / parts, part = task % parts;
-      multiply_rows(context.kernels, weights, x.shape(first + panel), packed.data() + panel * x.panel_elements(),
-                    split_rows(weights.begin, weights.rows, part, parts),
-                    split_rows(weights.begin, weights.rows, part + 1, parts),
-                    scratch.data() + slot * kRowBlock * kWidthBlock, y, first + panel);
-    });
-  }
+  const auto multiply_part = [&](int64_t panel, const T* data, int64_t part, int64_t parts, int64_t slot) {
+    multiply_rows(context.kernels, weights, x.shape(panel), data, split_rows(weights.begin, weights.rows, part, parts),
+                  split_rows(weights.begin, weights.rows, part + 1, parts),
+                  scratch.data() + slot * kRowBlock * kWidthBlock, y, panel);
+  };
+  // As long as there is a panel for every slot, a slot packs a panel and multiplies it while it is in its cache.
+  const int64_t whole = panels / slots * slots;
+  parallel.for_each(whole, slots, [&](int64_t panel, int64_t slot) {
+    T* const data = packed.data() + slot * x.panel_elements();
+    for (int64_t task = 0; task < pack_tasks(x, 1); ++task) pack_task(x, panel, task, data);
+    multiply_part(panel, data, 0, 1, slot);
+  });
+  // The slots share the panels left over: their rows are cut, finely enough that the shares differ little.
+  const int64_t rest = panels - whole;
+  if (rest == 0) return;
+  parallel.for_each(pack_tasks(x, rest), slots,
+                    [&](int64_t task, int64_t) { pack_task(x, whole, task, packed.data()); });
+  const int64_t parts = std::min(weights.rows, ceil_div(4 * slots, rest));
+  parallel.for_each(rest * parts, slots, [&](int64_t task, int64_t slot) {
+    const int64_t panel = task / parts;
+    multiply_part(whole + panel, packed.data() + panel * x.panel_elements(), task % parts, parts, slot);
+  });
 }
 
 template <class T>
@@ -78,13 +87,21 @@ void sample(const Context& context, const SparseRows<T>& pattern, const PanelSou
   const int64_t panels = x.panels();
   if (panels == 0 || pattern.nnz == 0) return;
   const int64_t slots = parallel.slots_for((pattern.nnz + x.features() + dy.features()) * total_width(x));
-  const int64_t wave = std::min(panels, slots);
+  // One slot finds the panel it packed in its cache. Several share all panels, so that their caches help little:
+  // packing more at a time costs memory but saves waiting for each other.
+  const int64_t wave = std::min(panels, slots == 1 ? 1 : 4 * slots);
   const Buffer<T> packed_x(wave * x.panel_elements());
   const Buffer<T> packed_dy(wave * dy.panel_elements());
   for (int64_t first = 0; first < panels; first += wave) {
     const int64_t count = std::min(wave, panels - first);
-    pack_panels(parallel, slots, x, first, count, packed_x.data());
-    pack_panels(parallel, slots, dy, first, count, packed_dy.data());
+    const int64_t x_tasks = pack_tasks(x, count);
+    parallel.for_each(x_tasks + pack_tasks(dy, count), slots, [&](int64_t task, int64_t) {
+      if (task < x_tasks) {
+        pack_task(x, first, task, packed_x.data());
+      } else {
+        pack_task(dy, first, task - x_tasks, packed_dy.data());
+      }
+    });
     // Each weight belongs to one slot, which adds the panels in order: the sum does not depend on the slots.
     parallel.for_each(slots, slots, [&](int64_t part, int64_t) {
       const int64_t k_begin = pattern.nnz * part / slots, k_end = pattern.nnz * (part + 1) / slots;

@@ -21,12 +21,14 @@ void expect(bool condition, const std::string& promise) {
   std::printf("FAILED: %s\n", promise.c_str());
 }
 
+// Every pass is cut, however small.
 cpu::Parallel threads(int64_t count) {
-  return cpu::Parallel(count, [](int64_t slots, const std::function<void(int64_t)>& body) {
+  const auto run = [](int64_t slots, const std::function<void(int64_t)>& body) {
     std::vector<std::thread> workers;
     for (int64_t slot = 0; slot < slots; ++slot) workers.emplace_back(body, slot);
     for (std::thread& worker : workers) worker.join();
-  });
+  };
+  return cpu::Parallel(count, run, 1);
 }
 
 template <class S>
@@ -221,6 +223,9 @@ const Problem kConv[] = {
     {2, 1, 2, 3, 6, 6, {3, 3}, {4, 5}, {0, 2}, {2, 2}, 0.6},    // stride beyond the kernel
     {2, 1, 2, 3, 4, 4, {2, 2}, {2, 2}, {7, 6}, {1, 1}, 0.8},    // outputs that see only padding
     {1, 1, 2, 2, 1, 1, {1, 1}, {5, 5}, {2, 2}, {1, 1}, 1},      // no output meets the input
+    {3, 1, 2, 3, 1, 1, {2, 2}, {2, 2}, {2, 2}, {3, 3}, 1},      // more input cells than outputs
+    {2, 1, 2, 3, 7, 8, {1, 3}, {2, 1}, {0, 1}, {1, 1}, 0.5},    // a stride that skips input in one axis
+    {2, 1, 2, 3, 8, 7, {3, 1}, {1, 2}, {1, 0}, {1, 1}, 0.5},    // and in the other
     {1, 1, 2, 3, 1, 70, {1, 7}, {1, 1}, {0, 3}, {1, 1}, 0.5},   // one line
     {5, 1, 3, 4, 14, 14, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0},    // no weights
     {40, 1, 16, 9, 12, 12, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0.05},    // several panels of several images

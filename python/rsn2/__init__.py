@@ -11,18 +11,24 @@ from rsn2.nn.layer import TaskError
 from rsn2.record import CheckpointError
 from rsn2.report import Report, report
 from rsn2.tasks import finalize, parameters, shared_parameters, tasks, use_task
+from rsn2.training import History, TrainingError, evaluate, fit, predict
 
 __all__ = [
     "AllocationError",
     "CheckpointError",
+    "History",
     "Report",
     "TaskError",
+    "TrainingError",
     "allocate",
     "convert",
+    "evaluate",
     "finalize",
+    "fit",
     "load",
     "nn",
     "parameters",
+    "predict",
     "report",
     "save",
     "shared_parameters",

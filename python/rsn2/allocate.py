@@ -1,7 +1,7 @@
 """RSN2's weight selection: saliency of the free weights, an exact number of them per task, one claim.
 
-Algorithm 1 of *The Multiple Subnetwork Hypothesis*, with the count made exact: of the positions that no task owns, a task
-of density d takes the round(d * positions) with the largest saliency, ties going to the lower position.
+Algorithm 1 of *The Multiple Subnetwork Hypothesis*, with the count made exact: of the positions that no task owns, a
+task of density d takes the round(d * positions) with the largest saliency, ties going to the lower position.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from rsn2.data import device_of, to_device
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.names import check_task_name
 from rsn2.nn.per_task import PerTask
-from rsn2.tasks import activated, multitask_layers, per_task_modules
+from rsn2.tasks import activated, check_converted, multitask_layers, per_task_modules
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
 Scope = Literal["layer", "global"]
@@ -52,14 +52,14 @@ def allocate(
     Args:
         model: a converted network.
         task: a new name of letters, digits, ``_`` and ``-``.
-        density: share of all positions that the task gets, in (0, 1]; over all tasks at most 1 in sum. With five tasks of
-            0.2 the last one gets what rounding leaves.
+        density: share of all positions that the task gets, in (0, 1]; over all tasks at most 1 in sum. With five tasks
+            of 0.2 the last one gets what rounding leaves.
         loss: ``loss(model(x), target) -> scalar``; not used by "magnitude" and "random".
         batches: ``(x, target)`` pairs, at least one; the gradients of all of them are added.
         criterion: saliency of a weight w with gradient g: |g|, |g w|, |w|, or uniform noise from ``seed``.
         scope: keep round(density * positions) in each layer, or over all layers together.
-        rescale: "fan_in" multiplies each row's values once by sqrt(columns / owned in the row), so that a sparse row starts
-            with the output variance of the dense one; None is the paper's form.
+        rescale: "fan_in" multiplies each row's values once by sqrt(columns / owned in the row), so that a sparse row
+            starts with the output variance of the dense one; None is the paper's form.
         seed: of the "random" criterion.
 
     Returns:
@@ -67,8 +67,8 @@ def allocate(
 
     Raises:
         TaskError: if the task is allocated already, a per-task module has no part for it, or a layer is finalized.
-        AllocationError: if the density is out of range or more than what is left, ``batches`` is empty, a gradient is not
-            finite, or a layer takes no part in the loss. Nothing has changed after any error.
+        AllocationError: if the density is out of range or more than what is left, ``batches`` is empty, a gradient is
+            not finite, or a layer takes no part in the loss. Nothing has changed after any error.
     """
     layers = multitask_layers(model)
     _check_arguments(model, layers, task, density, loss, batches, criterion, scope, rescale)
@@ -98,8 +98,7 @@ def _check_arguments(
     rescale: str | None,
 ) -> None:
     check_task_name(task)
-    if not layers:
-        raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
+    check_converted(model)
     for name, value, choices in (
         ("criterion", criterion, get_args(Criterion)),
         ("scope", scope, get_args(Scope)),
@@ -174,7 +173,9 @@ def _gradients(
                 if gradient is None:
                     raise AllocationError(f"layer {name!r} takes no part in the loss of batch {number}.")
                 if not bool(torch.isfinite(gradient).all()):
-                    raise AllocationError(f"layer {name!r}: the gradient of batch {number} has NaN or infinite entries.")
+                    raise AllocationError(
+                        f"layer {name!r}: the gradient of batch {number} has NaN or infinite entries."
+                    )
                 accumulated = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
                 total[name] = total[name] + accumulated if name in total else accumulated
     if not total:
@@ -202,7 +203,7 @@ def _select(
 ) -> dict[str, Tensor]:
     """The task's mask in every layer."""
     free = {name: layer.owners.free() for name, layer in layers.items()}
-    if scope == "layer":
+    if scope == "layer" or not layers:
         masks = {}
         for name, layer in layers.items():
             count = _count(density, layer.owners.numel, int(free[name].sum()), len(layer.densities), f"layer {name!r}")
@@ -214,9 +215,7 @@ def _select(
     tasks = max(len(layer.densities) for layer in layers.values())
     count = _count(density, flat.numel(), int(flat_free.sum()), tasks * len(layers), "the network")
     chosen = largest(flat, flat_free, count).split([mask.numel() for mask in free.values()])
-    return {
-        name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, chosen, strict=True)
-    }
+    return {name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, chosen, strict=True)}
 
 
 def _count(density: float, positions: int, free: int, roundings: int, where: str) -> int:

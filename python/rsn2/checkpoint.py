@@ -1,8 +1,8 @@
 """A network in one safetensors file: packed values, owner planes, and what they mean. Nothing is ever unpickled.
 
-The tensors are those of the state dict, with the owner planes among them under ``<layer>.planes.<p>``. One JSON record in
-the file's metadata says what the layers are (`record.py`); it lists every tensor with dtype, shape and SHA-256, and is
-itself hashed, so that a damaged file is told from a sound one before anything is built from it.
+The tensors are those of the state dict, with the owner planes among them under ``<layer>.planes.<p>``. One JSON record
+in the file's metadata says what the layers are (`record.py`); it lists every tensor with dtype, shape and SHA-256, and
+is itself hashed, so that a damaged file is told from a sound one before anything is built from it.
 """
 
 import copy
@@ -60,7 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
         tensors={name: TensorRecord.of(tensor) for name, tensor in tensors.items()},
         metadata=dict(metadata or {}),
     )
-    text = json.dumps(record.to_json(), sort_keys=True)
+    text = json.dumps(record.to_json())
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     try:

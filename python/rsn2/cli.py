@@ -40,7 +40,9 @@ app = typer.Typer(
     help="Many tasks in one network, each on its own weights: train, look at, and use such networks.",
 )
 
-Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file of `rsn2 train` or rsn2.save.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file of `rsn2 train` or rsn2.save.")
+]
 
 
 @contextmanager
@@ -83,24 +85,21 @@ def _main(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file; examples/demo.toml is one.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; examples/demo.toml is one.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results; made if missing. Default: runs/<name of CONFIG>."),
     ] = None,
-    controls: Annotated[
-        bool, typer.Option(help="Train a dense control of every task too, for comparison.")
-    ] = True,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Remove an earlier run from the folder first.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
+    controls: Annotated[bool, typer.Option(help="Train a dense control of every task too, for comparison.")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run from the folder first.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads. One is best for small networks.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train several tasks in turn in one network, and prove that none was forgotten.
 
-    Each task gets weights of its own, trains them, and is scored on its test set, then and at the end. All values
-    are compared bit by bit with those right after their training; the saved network is loaded in a new process
+    Each task gets weights of its own, trains them, and is scored on its test
+    set, then and at the end. All values are compared bit by bit with those
+    right after their training; the saved network is loaded in a new process
     and must give the same predictions, bit by bit.
 
     \b
@@ -108,21 +107,20 @@ def train(
 
     \b
     Written to the folder:
-      report.json       results, audit, bits per weight, time, versions
-      net.safetensors   the network: for `rsn2 report`, `rsn2 predict` and rsn2.load
-      ownership.png     who owns which weight
-      run.json, resume/ what an interrupted run needs: the same command goes on
+      report.json        results, audit, bits per weight, time, versions
+      net.safetensors    the network, for report, predict and rsn2.load
+      ownership.png      who owns which weight
+      run.json, resume/  for going on after an interruption: same command
 
     \b
     Exit codes:
       0    done
-      1    the run is complete and its audit failed: a value changed, or a prediction
-      2    an error in the arguments, the configuration, the data or the folder
+      1    the run is complete, and its audit found a change
+      2    a mistake in arguments, configuration, data or folder
       130  interrupted
     """
     with _errors():
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         folder = out if out is not None else Path("runs", config.stem)
         experiment = tabular.experiment(read_config(config))
         console = None if quiet else Console()
@@ -154,22 +152,22 @@ def predict(
     checkpoint: Checkpoint,
     task: Annotated[str, typer.Option(help="Which of the network's tasks answers.")],
     input: Annotated[Path, typer.Option(help="CSV file with a header: the task's features, in any order.")],
-    output: Annotated[
-        Path | None, typer.Option(help="CSV file for the answers. Default: print them.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file for the answers. Default: print them.")] = None,
 ) -> None:
     """Answer for every row of a CSV file with one task of a network that `rsn2 train` made.
 
-    The answers are names of classes, or values in the units of the training data, one per row, under the
-    header `prediction`. Scaling is part of the checkpoint: give the features in their own units.
+    The answers are names of classes, or values in the units of the training
+    data, one per row, under the header `prediction`. They are printed, or
+    written to --output. Scaling is part of the checkpoint: give the features
+    in their own units.
 
     \b
-    Example:  rsn2 predict runs/demo/net.safetensors --task wine --input wines.csv --output answers.csv
+    Example:  rsn2 predict runs/demo/net.safetensors --task wine --input w.csv
 
     \b
     Exit codes:
       0    done
-      2    a file is missing or damaged, a column is missing or too many, a field is no number, no such task
+      2    a mistake in a file, its columns or fields, or no such task
     """
     with _errors():
         answers = tabular.predict_csv(checkpoint, task, input)

@@ -81,7 +81,7 @@ def _plan(model: nn.Module, exclude: set[str], per_task: set[str]) -> tuple[list
 
 
 def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -> nn.Module:
-    """Replace the modules named in ``copies`` by per-task copies of themselves, those in ``shared`` by multitask layers."""
+    """Replace the modules named in ``copies`` by per-task copies, those in ``shared`` by multitask layers."""
     modules = dict(model.named_modules())
     made: dict[int, nn.Module] = {id(modules[name]): PerTask(template=modules[name]) for name in copies}
     made |= {id(modules[name]): SHARED_FORMS[type(modules[name])].from_dense(modules[name]) for name in shared}
@@ -100,6 +100,4 @@ def _is_below(name: str, above: str) -> bool:
 
 
 def _uses_of_parameters(model: nn.Module) -> Counter[int]:
-    return Counter(
-        id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False)
-    )
+    return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.per_task import PerTask
@@ -21,19 +21,30 @@ def per_task_modules(model: nn.Module) -> dict[str, PerTask]:
 
 def tasks(model: nn.Module) -> list[str]:
     """Tasks with an allocation in the network, in order of allocation."""
-    return list(dict.fromkeys(task for layer in multitask_layers(model).values() for task in layer.slots))
+    layers = multitask_layers(model)
+    if not layers:
+        return list(dict.fromkeys(task for module in per_task_modules(model).values() for task in module.tasks))
+    return list(dict.fromkeys(task for layer in layers.values() for task in layer.slots))
+
+
+def check_converted(model: nn.Module) -> None:
+    """Raise if the network has neither multitask layers nor per-task modules.
+
+    Raises:
+        TaskError: if so; says what to call.
+    """
+    if not _parts(model):
+        raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
 
 
 def check_allocated(model: nn.Module, task: str) -> None:
     """Raise unless every multitask layer and per-task module of the network has a part for ``task``.
 
     Raises:
-        TaskError: if the network has no multitask layer, or the task has nothing allocated; says what to call.
+        TaskError: if the network was not converted, or the task has nothing allocated; says what to call.
     """
-    layers = multitask_layers(model)
-    if not layers:
-        raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
-    missing = [name for name, layer in layers.items() if task not in layer.slots]
+    check_converted(model)
+    missing = [name for name, layer in multitask_layers(model).items() if task not in layer.slots]
     missing += [name for name, module in per_task_modules(model).items() if task not in module.tasks]
     if missing:
         raise TaskError(
@@ -87,6 +98,19 @@ def parameters(model: nn.Module, task: str) -> list[nn.Parameter]:
     for module in per_task_modules(model).values():
         own.extend(module.of(task).parameters())
     return list(dict.fromkeys(own))
+
+
+def own_tensors(model: nn.Module, task: str) -> dict[str, Tensor]:
+    """All that training a task may change, by name: its parameters, and the buffers of its per-task modules.
+
+    Raises:
+        TaskError: if nothing is allocated to the task.
+    """
+    mine = {id(parameter) for parameter in parameters(model, task)}
+    for module in per_task_modules(model).values():
+        mine |= {id(buffer) for buffer in module.of(task).buffers()}
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in named if id(tensor) in mine}
 
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

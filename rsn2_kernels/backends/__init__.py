@@ -18,8 +18,8 @@ def columns(index: Index) -> int:
 class Backend(Protocol):
     """What a backend module offers.
 
-    Shapes: ``x [batch, cols]`` of any strides, ``values [nnz]``, ``bias [rows]``, ``dy [batch, rows]``; for a convolution
-    ``x [N, C, H, W]`` and ``dy [N, rows, OH, OW]``. All floating-point operands have one dtype and device.
+    Shapes: ``x [batch, cols]`` of any strides, ``values [nnz]``, ``bias [rows]``, ``dy [batch, rows]``; for a
+    convolution ``x [N, C, H, W]`` and ``dy [N, rows, OH, OW]``. All floating-point operands have one dtype and device.
     """
 
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:

@@ -38,7 +38,7 @@ def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometr
     crow, col = index[:2]
     y = linear(_patches(x, geometry), values, bias, [crow, _ungrouped(crow, col, x.shape[1], geometry)])
     height, width = geometry.output_size(*x.shape[2:])
-    return y.view(x.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+    return y.view(x.shape[0], height, width, y.shape[1]).permute(0, 3, 1, 2).contiguous()
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
@@ -48,7 +48,7 @@ def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: Co
     channels = all_columns // (geometry.kernel_size[0] * geometry.kernel_size[1])
     row, col = row_of_each_value(crow, col), _ungrouped(crow, col, channels, geometry)
     patches = _scatter(_positions(dy), values, row, col, all_columns)
-    patches = patches.view(dy.shape[0], -1, all_columns).transpose(1, 2)
+    patches = patches.view(dy.shape[0], dy.shape[2] * dy.shape[3], all_columns).transpose(1, 2)
     _, stride, padding, dilation, _ = geometry
     return F.fold(patches, size, geometry.kernel_size, dilation, padding, stride).to(dy.dtype)
 
@@ -56,9 +56,7 @@ def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: Co
 def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
     """The linear gradient of the values, on the patches."""
     crow, col = index[:2]
-    return linear_dvalues(
-        _positions(dy), _patches(x, geometry), [crow, _ungrouped(crow, col, x.shape[1], geometry)]
-    )
+    return linear_dvalues(_positions(dy), _patches(x, geometry), [crow, _ungrouped(crow, col, x.shape[1], geometry)])
 
 
 def _scatter(dy: Tensor, values: Tensor, row: Tensor, col: Tensor, cols: int) -> Tensor:

@@ -34,7 +34,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 def random_mask(rows: int, cols: int, density: float, seed: int, holes: bool = False) -> Tensor:
-    """A bool mask with about ``density`` of its positions owned; ``holes`` empties every third row and column."""
+    """A bool mask with about ``density`` of it owned; ``holes`` empties every third row and column."""
     mask = torch.rand(rows, cols, generator=torch.Generator().manual_seed(seed)) < density
     if holes:
         mask[::3] = False

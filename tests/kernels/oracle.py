@@ -42,8 +42,8 @@ def conv2d(
 def products(function: Function, x: Tensor, values: Tensor, bias: Tensor | None, dy: Tensor) -> dict[str, Exact]:
     """The exact result of ``function`` and its gradients, by name: y, dx, dvalues and, with a bias, dbias.
 
-    Every result is a sum of products of its operands. So the same function on the operands' absolute values gives the
-    sum of the absolute products, and on ones it gives their number.
+    Every result is a sum of products of its operands. So the same function on the operands' absolute values
+    gives the sum of the absolute products, and on ones it gives their number.
     """
     given = [x, values, bias, dy]
     value = _results(function, [None if each is None else each.detach().double() for each in given])

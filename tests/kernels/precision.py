@@ -1,9 +1,9 @@
 """How far a result may lie from the exact one: the only place that holds a tolerance.
 
 A sum of n products, added in any order and rounded to the accumulator after every step, lies within
-``n * u * sum(|product|)`` of the exact sum, u the accumulator's unit roundoff (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd edition, equation 3.5, to first order in u). Rounding the result to its own dtype adds that dtype's unit
-roundoff times the result. Nothing here was fitted to what a backend returns.
+``n * u * sum(|product|)`` of the exact sum, u the accumulator's unit roundoff (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd edition, equation 3.5, to first order in u). Rounding the result to its
+own dtype adds that dtype's unit roundoff times the result. Nothing here was fitted to what a backend returns.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ ACCUMULATOR = {
 
 @dataclass(frozen=True)
 class Exact:
-    """A tensor computed in float64, with what bounds the error of computing it in less. All four have one shape.
+    """A tensor computed in float64, with what bounds the error of computing it in less; all of one shape.
 
     Attributes:
         value: the result.
         magnitude: the sum of the absolute values of the products it is the sum of.
         terms: how many those products are.
-        rounded: the sum of the absolute values of what may be rounded to the result's dtype on the way: the result,
-            and for a result with a bias also the product before the bias was added.
+        rounded: the sum of the absolute values of what may be rounded to the result's dtype on the way: the
+            result, and for a result with a bias also the product before the bias was added.
     """
 
     value: Tensor
@@ -44,7 +44,7 @@ class Exact:
 
     def tolerance(self, dtype: torch.dtype) -> Tensor:
         """The largest error that ``dtype`` explains, per element."""
-        # One more rounding than terms for the bias or the scatter into 0; float64 again for the oracle's own error.
+        # One rounding more than terms for the scatter into 0; float64 again for the oracle's own error.
         accumulate = (self.terms + 1) * (ROUNDOFF[ACCUMULATOR[dtype]] + ROUNDOFF[torch.float64])
         info = torch.finfo(dtype)
         # Below the smallest normal number the distance between neighbours stops shrinking.
@@ -63,7 +63,7 @@ def assert_within_roundoff(name: str, actual: Tensor, exact: Exact, dtype: torch
     excess = (error / exact.tolerance(dtype)).nan_to_num(nan=torch.inf).flatten()
     worst = int(excess.argmax())
     assert excess[worst] <= 1, (
-        f"{name}: flat element {worst} of {tuple(actual.shape)} is off by {float(excess[worst]):.3g} tolerances; "
-        f"expected {float(exact.value.flatten()[worst])}, got {float(got.flatten()[worst])}; "
+        f"{name}: flat element {worst} of {tuple(actual.shape)} is off by {float(excess[worst]):.3g} "
+        f"tolerances; expected {float(exact.value.flatten()[worst])}, got {float(got.flatten()[worst])}; "
         f"{int((excess > 1).sum())} elements are off."
     )

@@ -23,7 +23,10 @@ SIZES = (
     ConvCase(1, 8, 1, (70, 1), (5, 1)),
 )
 # More pixels, channels and images than any kernel holds in one block.
-LONG = (ConvCase(2, 20, 33, (28, 27), (3, 3), padding=(1, 1), density=0.1), ConvCase(70, 3, 5, (6, 6), (3, 3)))
+LONG = (
+    ConvCase(2, 20, 33, (28, 27), (3, 3), padding=(1, 1), density=0.1),
+    ConvCase(70, 3, 5, (6, 6), (3, 3)),
+)
 GEOMETRIES = (
     ConvCase(2, 3, 4, (9, 8), (3, 3), stride=(2, 2), padding=(1, 1)),
     ConvCase(2, 3, 4, (9, 8), (3, 3), stride=(1, 3), padding=(0, 1)),
@@ -45,7 +48,12 @@ def conv_cases(draw: st.DrawFn) -> ConvCase:
     groups = draw(st.integers(1, 4))
     pairs = {
         name: (draw(st.integers(smallest, largest)), draw(st.integers(smallest, largest)))
-        for name, smallest, largest in (("kernel_size", 1, 4), ("stride", 1, 3), ("padding", 0, 5), ("dilation", 1, 3))
+        for name, smallest, largest in (
+            ("kernel_size", 1, 4),
+            ("stride", 1, 3),
+            ("padding", 0, 5),
+            ("dilation", 1, 3),
+        )
     }
     reach = [d * (k - 1) + 1 for d, k in zip(pairs["dilation"], pairs["kernel_size"], strict=True)]
     smallest = [max(1, extent - 2 * pad) for extent, pad in zip(reach, pairs["padding"], strict=True)]
@@ -83,7 +91,7 @@ def test_any_number_of_images(case: ConvCase, dtype: torch.dtype, backend: str) 
     assert_keeps_contract(case, dtype, backend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dy_layout", LAYOUTS)
 @pytest.mark.parametrize("x_layout", LAYOUTS)
 def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:

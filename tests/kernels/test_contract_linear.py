@@ -56,7 +56,7 @@ def test_any_number_of_batch_dimensions(case: LinearCase, dtype: torch.dtype, ba
     assert_keeps_contract(case, dtype, backend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dy_layout", LINEAR_LAYOUTS)
 @pytest.mark.parametrize("x_layout", LINEAR_LAYOUTS)
 def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:

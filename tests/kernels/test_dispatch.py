@@ -71,7 +71,7 @@ def test_explain_refuses_an_unknown_operator(op: str) -> None:
 
 
 def test_explain_refuses_a_negative_batch() -> None:
-    with pytest.raises(ValueError, match="batch: expected at least 0. Got -1"):
+    with pytest.raises(ValueError, match=r"batch: expected at least 0\. Got -1"):
         rk.explain("linear", PATTERN, -1, torch.float32, "cpu")
 
 
@@ -92,7 +92,9 @@ def test_no_name_runs_the_backend_that_explain_names(case: LinearCase | ConvCase
     assert torch.equal(unnamed, named)
     inputs = list(operands.inputs.values())
     for a, b in zip(
-        torch.autograd.grad(unnamed, inputs, operands.dy), torch.autograd.grad(named, inputs, operands.dy), strict=True
+        torch.autograd.grad(unnamed, inputs, operands.dy),
+        torch.autograd.grad(named, inputs, operands.dy),
+        strict=True,
     ):
         assert torch.equal(a, b)
 

@@ -70,12 +70,12 @@ def snapshot(owners: rk.OwnerMap) -> tuple[object, ...]:
 
 
 def bits(plane: Tensor) -> Tensor:
-    """The bits of a plane, int64 ``[rows, 64 * words]``, column order as documented: bit c % 64 of word c // 64."""
+    """The bits of a plane, int64 ``[rows, 64 * words]``: column c is bit c % 64 of word c // 64."""
     return (plane.unsqueeze(-1) >> torch.arange(WORD) & 1).flatten(1)
 
 
 def several_tasks(shape: tuple[int, int], tasks: int, seed: int = 0) -> tuple[rk.OwnerMap, Tensor]:
-    """A map in which every position got a random one of ``tasks`` codes, free included; claimed in random order."""
+    """A map whose positions got random owners, or none, and their codes; claimed in random order."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, tasks + 1, shape, generator=generator)
     owners = rk.OwnerMap.empty(shape)

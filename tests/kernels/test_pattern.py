@@ -25,7 +25,7 @@ MASK = random_mask(5, 7, 0.5, 0)
 
 
 def numbered(mask: Tensor) -> Tensor:
-    """Int64 ``[rows, cols]``: each owned position's number in row-major order, -1 elsewhere; counted one by one."""
+    """Int64 ``[rows, cols]``: each owned position's number in row-major order, -1 elsewhere."""
     numbers = torch.full(mask.shape, -1)
     for number, (row, col) in enumerate(mask.nonzero().tolist()):
         numbers[row, col] = number

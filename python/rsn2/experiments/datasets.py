@@ -167,9 +167,7 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def numbers(
-    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Iterable[str]
-) -> Numbers:
+def numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Iterable[str]) -> Numbers:
     """The named columns of a CSV file as ``[rows, columns]``.
 
     Raises:
@@ -184,9 +182,7 @@ def numbers(
             except ValueError:
                 result[number, place] = np.nan
             if not np.isfinite(result[number, place]):
-                raise ConfigError(
-                    f"{path}: line {number + 2}, column {name!r}: expected a number. Got {row[index]!r}."
-                )
+                raise ConfigError(f"{path}: line {number + 2}, column {name!r}: expected a number. Got {row[index]!r}.")
     return result
 
 
@@ -207,9 +203,7 @@ def _from_csv(where: str, path: Path, kind: Kind, target: str) -> Table:
         raise ConfigError(f"{where} target: {path} has no column {target!r}. There are {header}.")
     features = tuple(name for name in header if name != target)
     if not features or not rows:
-        raise ConfigError(
-            f"{where} data: {path} has no {'rows' if features else 'columns beside the target'}."
-        )
+        raise ConfigError(f"{where} data: {path} has no {'rows' if features else 'features'}.")
     x = numbers(path, header, rows, features)
     if kind == "regression":
         return Table(features, x, numbers(path, header, rows, [target])[:, 0], None)
@@ -228,9 +222,7 @@ def _divide(
     selection = extras.load("sklearn.model_selection")
     strata = table.target[rows] if table.classes is not None else None
     try:
-        first, second = selection.train_test_split(
-            rows, test_size=share, random_state=SPLIT_SEED, stratify=strata
-        )
+        first, second = selection.train_test_split(rows, test_size=share, random_state=SPLIT_SEED, stratify=strata)
     except ValueError as error:
         raise ConfigError(f"{where} data: {len(rows)} samples cannot be split: {error}") from error
     return first, second

@@ -55,8 +55,8 @@ class RunFolder:
         different = [key for key in {*known, *self._settings} if known.get(key) != self._settings.get(key)]
         if different:
             raise RunError(
-                f"{self.path} holds a run with other settings ({', '.join(sorted(different))}): choose another "
-                "folder, or start anew with --fresh."
+                f"{self.path} holds a run with other settings ({', '.join(sorted(different))}): choose "
+                "another folder, or start anew with --fresh."
             )
         self._seconds_before = state["seconds"]
         self.keep_time()

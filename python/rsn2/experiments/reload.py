@@ -1,7 +1,7 @@
 """Load a checkpoint in a new process and predict there: proof that the file alone is enough.
 
-The new process runs this module, with the checkpoint, the name of the rebuilding function, files for inputs and
-outputs, device and threads as arguments.
+The new process runs this module, with the checkpoint, the name of the rebuilding function, files for inputs
+and outputs, device and threads as arguments.
 """
 
 import importlib

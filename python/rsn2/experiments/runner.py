@@ -19,14 +19,15 @@ from torch import Tensor, nn
 import rsn2_kernels as rk
 from rsn2.allocate import allocate
 from rsn2.checkpoint import save
+from rsn2.convert import convert
 from rsn2.data import batches_of, device_of
 from rsn2.experiments import extras, plots, reload
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Allocation, Training
 from rsn2.report import report
-from rsn2.tasks import finalize, multitask_layers, parameters
-from rsn2.training import History, Loss, evaluate, fit, own_tensors, predict
+from rsn2.tasks import finalize, multitask_layers, own_tensors, parameters
+from rsn2.training import History, Loss, evaluate, fit, predict
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Experiment:
     """What a run is about.
 
     Attributes:
-        build: makes the converted network, nothing allocated, with the same initial weights at every call.
+        build: makes the plain network, with the same initial weights at every call.
         rebuild: "module:function"; ``function(metadata)`` makes the plain network that `rsn2.load` fills.
         tasks: in the order of their training.
         allocation: how the weights are chosen.
@@ -117,7 +118,7 @@ def run(
     if finished is not None and not _failures(finished) and not (controls and _lacks_controls(finished)):
         _tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
-    model = experiment.build()
+    model = convert(experiment.build())
     trained: dict[str, _Trained] = {}
     dense: dict[str, _Trained] = {}
     for task in experiment.tasks:
@@ -127,9 +128,7 @@ def run(
         folder.keep_time()
         if controls:
             _tell(console, f"{task.name}: dense control")
-            control = experiment.build()
-            # All weights owned by one task: the dense network, trained by the same code.
-            allocate(control, task.name, 1.0, criterion="magnitude")
+            control = _dense_control(experiment, task.name)
             dense[task.name] = _train(control, task, folder.resume_file(f"{task.name}.control"), console)
             folder.keep_time()
     tasks = [_describe(model, task, trained[task.name], dense.get(task.name)) for task in experiment.tasks]
@@ -188,7 +187,7 @@ def _lacks_controls(result: Mapping[str, Any]) -> bool:
 
 def _tell(console: Console | None, text: str) -> None:
     if console is not None:
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _allocate(model: nn.Module, task: Task, allocation: Allocation) -> None:
@@ -203,6 +202,14 @@ def _allocate(model: nn.Module, task: Task, allocation: Allocation) -> None:
         rescale=allocation.rescale,
         seed=task.training.seed,
     )
+
+
+def _dense_control(experiment: Experiment, task: str) -> nn.Module:
+    """The plain network as one task's own: torch's dense layers, from the same initial weights, for the same `fit`."""
+    shared = list(multitask_layers(convert(experiment.build())))
+    control = convert(experiment.build(), per_task=shared)
+    allocate(control, task, 1.0, criterion="magnitude")
+    return control
 
 
 def _train(model: nn.Module, task: Task, resume: Path, console: Console | None) -> _Trained:
@@ -228,9 +235,7 @@ def _train(model: nn.Module, task: Task, resume: Path, console: Console | None) 
 
 def _score(model: nn.Module, task: Task) -> float:
     batch_size = task.training.batch_size
-    return evaluate(model, task.name, task.test, metrics={"score": task.score}, batch_size=batch_size)[
-        "score"
-    ]
+    return evaluate(model, task.name, task.test, metrics={"score": task.score}, batch_size=batch_size)["score"]
 
 
 def _bits(model: nn.Module, task: str) -> dict[str, Tensor]:
@@ -282,7 +287,7 @@ def _dense_bytes(model: nn.Module, task: str) -> int:
 
 
 def _reloads_bitwise(model: nn.Module, experiment: Experiment, checkpoint: Path) -> bool:
-    """Whether a new process that loads the checkpoint gives the same outputs for all test sets, bit by bit."""
+    """Whether a new process that loads the checkpoint gives the same bits for all test sets."""
     samples = {task.name: task.test[0] for task in experiment.tasks}
     here = {name: predict(model, name, x).cpu() for name, x in samples.items()}
     there = reload.predict_elsewhere(checkpoint, experiment.rebuild, samples, device_of(model))

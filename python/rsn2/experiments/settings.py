@@ -41,9 +41,7 @@ class Training:
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-            )
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "adam": torch.optim.Adam,
             "adamw": torch.optim.AdamW,

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
 def show(result: Mapping[str, Any], folder: Path, console: Console) -> None:
     """Print the tasks of a report, its bits per weight, its time, and where the files are."""
-    table = Table()
-    table.add_column("task")
-    table.add_column("metric")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
     for column in ("sparse", "dense control", "density", "right after", "at the end", "values changed"):
         table.add_column(column, justify="right")
     for task in result["tasks"]:
@@ -32,7 +33,7 @@ def show(result: Mapping[str, Any], folder: Path, console: Console) -> None:
         f"bits per shared weight: {result['bits_per_weight']:.1f}, all tasks in one network; "
         f"{result['bits_per_weight_dense']:.1f} as {len(result['tasks'])} dense networks",
         f"saved, loaded in a new process: predictions bitwise {equal} those before",
-        f"{result['seconds']:.1f} s on {result['threads']} threads",
+        f"{result['seconds']:.1f} s on {result['threads']} thread(s)",
         f"written to {folder}: report.json, net.safetensors, ownership.png",
     ):
         console.print(line, highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsn2.checkpoint import load, read_metadata
-from rsn2.convert import convert
 from rsn2.experiments.config import Config, ConfigError
 from rsn2.experiments.datasets import Scaling, load_split, numbers, read_rows
 from rsn2.experiments.runner import Experiment, Task
@@ -83,7 +82,7 @@ def experiment(config: Config) -> Experiment:
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
-            return convert(rebuild(metadata))
+            return rebuild(metadata)
 
     return Experiment(
         build=build,
@@ -140,9 +139,7 @@ def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> li
 
 def _scalings(metadata: Mapping[str, Any]) -> dict[str, Scaling]:
     if metadata.get("experiment") != _KIND:
-        raise CheckpointError(
-            "checkpoint: expected one that `rsn2 train` wrote; this one says nothing of its data."
-        )
+        raise CheckpointError("checkpoint: expected one of `rsn2 train`; this one says nothing of its data.")
     return {name: Scaling.from_json(content) for name, content in metadata["tasks"].items()}
 
 

@@ -16,7 +16,7 @@ class PerTask(nn.Module):
     Two ways to make one:
 
     * from a module per task, of any shapes: ``PerTask({"digits": nn.Linear(64, 256), "wine": nn.Linear(13, 256)})``;
-    * from one ``template``, which every task gets a copy of when it is allocated: ``PerTask(template=nn.LayerNorm(256))``.
+    * from one ``template``, copied for each task when it is allocated: ``PerTask(template=nn.LayerNorm(256))``.
 
     Attributes:
         by_task: the modules, under ``task_<name>``.

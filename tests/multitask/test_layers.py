@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import allocated, network, samples
 from torch import nn
 
 import rsn2
+from networks import allocated, network, samples
 from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from networks import allocated, assert_same, network, plain_network, samples, snapshot, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rsn2
+from networks import allocated, assert_same, network, plain_network, samples, snapshot, train
 from rsn2.checkpoint import describe, read_metadata
 
 
@@ -50,7 +50,9 @@ def test_load_gives_back_every_bit(model: nn.Module, file: Path) -> None:
     assert_same(snapshot(model), snapshot(loaded))
     for saved, again in zip(predictions(model), predictions(loaded), strict=True):
         assert torch.equal(saved, again)
-    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor))
+    assert all(
+        torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor)
+    )
     assert read_metadata(file) == {"note": [1, "two"]}
 
 
@@ -78,7 +80,7 @@ def test_a_loaded_network_takes_further_tasks_and_a_finalized_one_does_not(tmp_p
     assert path.stat().st_size < bigger
     final = rsn2.load(path, plain_network())
     assert_same(snapshot(model), snapshot(final))
-    with pytest.raises(rsn2.TaskError, match="no template|finalized"):
+    with pytest.raises(rsn2.TaskError, match=r"no template|finalized"):
         rsn2.allocate(final, "sizes", 0.1, criterion="magnitude")
 
 
@@ -111,7 +113,9 @@ def assert_refused(path: Path, message: str | None = None) -> None:
     with pytest.raises(rsn2.CheckpointError, match=message):
         rsn2.load(path, model=plain)
     assert type(plain[2]) is nn.Linear
-    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor))
+    assert all(
+        torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor)
+    )
 
 
 def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
@@ -197,7 +201,10 @@ EDITS = {
     "plane missing": (drop("2.planes.1"), "layer '2', field 'planes': planes: expected 2"),
     "plane of another dtype": (tensor("2.planes.0", lambda t: t.to(torch.int32)), "layer '2', field 'planes'"),
     "plane of another shape": (tensor("2.planes.0", lambda t: t[:-1].clone()), "layer '2', field 'planes'"),
-    "values too short": (tensor("2.values.0", lambda t: t[:-1].clone()), r"layer '2', field 'values.0': expected shape"),
+    "values too short": (
+        tensor("2.values.0", lambda t: t[:-1].clone()),
+        r"layer '2', field 'values.0': expected shape",
+    ),
     "values missing": (drop("5.values.1"), r"layer '5', field 'values.1': expected shape .* Got none"),
     "bias too long": (tensor("2.biases.0", lambda t: t.repeat(2)), r"layer '2', field 'biases.0'"),
     "values of another dtype": (tensor("2.values.0", lambda t: t.double()), "2.values.0: expected torch.float32"),

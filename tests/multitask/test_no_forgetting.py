@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import allocated, network, samples, snapshot, train
 from torch import nn
 
 import rsn2
+from networks import allocated, network, samples, snapshot, train
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Factory] = {
@@ -25,7 +25,9 @@ def own_tensors(model: nn.Module, task: str) -> list[torch.Tensor]:
         if isinstance(module, rsn2.nn.PerTask)
         for buffer in module.of(task).buffers()
     ]
-    masks = [layer.owners.mask(layer.slot(task)) for layer in model.modules() if isinstance(layer, rsn2.nn.MultitaskLayer)]
+    masks = [
+        layer.owners.mask(layer.slot(task)) for layer in model.modules() if isinstance(layer, rsn2.nn.MultitaskLayer)
+    ]
     return [tensor.detach().clone() for tensor in (*rsn2.parameters(model, task), *buffers, *masks)]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from networks import plain_network
 from torch import nn
 
 import rsn2
+from networks import plain_network
 from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
 
 

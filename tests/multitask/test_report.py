@@ -1,10 +1,10 @@
 """The report's figures are the true ones, counted from the tensors."""
 
 import torch
-from networks import allocated, samples
 from torch import nn
 
 import rsn2
+from networks import allocated, samples
 
 
 def test_a_layer_costs_what_format_and_density_say() -> None:

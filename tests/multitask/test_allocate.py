@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import LOSS, allocated, assert_same, network, samples, snapshot
 from torch import nn
 
 import rsn2
+from networks import LOSS, allocated, assert_same, network, samples, snapshot
 from rsn2.allocate import largest
 from rsn2.nn import MultitaskConv2d, MultitaskLinear
 

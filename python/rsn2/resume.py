@@ -1,0 +1,197 @@
+"""A fit between two epochs, kept in a file: never pickled, checked before it is used, replaced as a whole."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rsn2.record import CheckpointError, TensorRecord
+from rsn2.tasks import multitask_layers
+
+_VERSION = 1
+_RESUME_KEY = "rsn2.fit"
+_DIGEST_KEY = "rsn2.fit.sha256"
+
+
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Overwrite each target by the source of its name, in place and bit for bit."""
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(sources[name])
+
+
+@dataclass
+class FitState:
+    """Everything that a fit changes: own tensors, optimizer, losses, the best epoch's copy."""
+
+    own: dict[str, Tensor]
+    optimizer: Optimizer
+    best: dict[str, Tensor] = field(default_factory=dict)
+    train_loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return len(self.train_loss)
+
+
+class ResumeFile:
+    """A fit between two epochs, in one safetensors file with a JSON record; always replaced whole.
+
+    Tensors: ``own.<name>``, ``best.<name>``, ``optimizer.<parameter>.<key>``. The record holds the settings,
+    the losses, the optimizer's scalars, and dtype, shape and SHA-256 of each tensor.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        if not path.parent.is_dir():
+            raise ValueError(f"resume: expected a file in an existing folder. Got {str(path)!r}.")
+        self.path = path
+        # As they come back from a file, so that the two compare.
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+
+    def write(self, state: FitState) -> None:
+        tensors = {f"own.{name}": tensor for name, tensor in state.own.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+        scalars: dict[str, dict[str, Any]] = {}
+        for index, entries in state.optimizer.state_dict()["state"].items():
+            scalars[str(index)] = {}
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                elif value is None or isinstance(value, bool | int | float):
+                    scalars[str(index)][key] = value
+                else:
+                    kind = type(state.optimizer).__name__
+                    raise TypeError(
+                        f"resume: expected an optimizer that keeps tensors and numbers. {kind} keeps {key!r} "
+                        f"as {type(value).__name__}."
+                    )
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        record = {
+            "settings": self.settings,
+            "groups": _hyperparameters(state.optimizer),
+            "scalars": scalars,
+            "train_loss": state.train_loss,
+            "val_loss": state.val_loss,
+            "seconds": state.seconds,
+            "tensors": {name: vars(TensorRecord.of(tensor)) for name, tensor in tensors.items()},
+        }
+        text = json.dumps(record, sort_keys=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            save_file(tensors, partial, {_RESUME_KEY: text, _DIGEST_KEY: _sha256(text.encode())})
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def read_into(self, state: FitState, most_epochs: int) -> None:
+        """Take over the file's state; nothing changes before all of the file is checked."""
+        record, tensors = self._read()
+        theirs = record["settings"]
+        for name in dict.fromkeys([*self.settings, *theirs]):
+            if theirs.get(name) != self.settings.get(name):
+                raise CheckpointError(
+                    f"{self.path}: it was written with another {name}: {_brief(theirs.get(name))}; this fit "
+                    f"has {_brief(self.settings.get(name))}. Use its settings, or another resume file."
+                )
+        done = len(record["train_loss"])
+        if done > most_epochs:
+            raise CheckpointError(f"{self.path}: it holds {done} epochs. Asked for: {most_epochs}.")
+        parts: dict[str, dict[str, Tensor]] = {"own": {}, "best": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        slots = {int(index): entries for index, entries in record["scalars"].items()}
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            slots[int(index)][key] = tensor
+        copy_into(state.own, parts["own"])
+        state.best = {name: tensor.to(state.own[name].device) for name, tensor in parts["best"].items()}
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        _set_hyperparameters(state.optimizer, record["groups"])
+        for losses in ("train_loss", "val_loss", "seconds"):
+            setattr(state, losses, record[losses])
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The record and the tensors, each checked against its hash."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, UnicodeDecodeError, OSError) as error:
+            raise CheckpointError(f"{self.path}: not a sound resume file: {error}") from error
+        text = header.get(_RESUME_KEY)
+        if text is None:
+            raise CheckpointError(f"{self.path}: a safetensors file, but not one that rsn2.fit wrote.")
+        if header.get(_DIGEST_KEY) != _sha256(text.encode()):
+            raise CheckpointError(f"{self.path}: damaged: its record does not match its checksum.")
+        record: dict[str, Any] = json.loads(text)
+        if set(record["tensors"]) != set(tensors):
+            raise CheckpointError(f"{self.path}: damaged: its tensors are not those of its record.")
+        for name, tensor in tensors.items():
+            TensorRecord(**record["tensors"][name]).check(name, tensor)
+        return record, tensors
+
+
+def identity(model: nn.Module, task: str, own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
+    """The settings that say which weights a resume file is about, and how they are trained."""
+    owned = hashlib.sha256()
+    for layer in multitask_layers(model).values():
+        owned.update(layer.owners.mask(layer.slot(task)).cpu().numpy().tobytes())
+    return {
+        "version": _VERSION,
+        "task": task,
+        "tensors": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in own.items()},
+        # Equal counts at other positions would fit the file's tensors, and mean something else.
+        "allocation": owned.hexdigest(),
+        "optimizer": type(optimizer).__name__,
+        **{
+            f"{key} (group {number})": value
+            for number, group in enumerate(_hyperparameters(optimizer))
+            for key, value in group.items()
+        },
+    }
+
+
+def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups as JSON: each hyperparameter, and the number of parameters."""
+    return [
+        {key: len(value) if key == "params" else _plain(value) for key, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+
+
+def _set_hyperparameters(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        for key, value in saved.items():
+            if isinstance(group[key], Tensor):
+                group[key].fill_(value)
+            elif key != "params":
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,442 @@
+"""What a run promises: controls, an audit that would notice, a network that reloads, and resuming."""
+
+import csv
+import dataclasses
+import gzip
+import importlib
+import json
+import runpy
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import rsn2
+from rsn2.checkpoint import read_metadata
+from rsn2.experiments import extras, plots, reload, runner, tabular
+from rsn2.experiments.config import ConfigError, read_config
+from rsn2.experiments.datasets import Scaling, load_split
+from rsn2.experiments.folder import RunError
+from rsn2.experiments.reload import AuditError
+from rsn2.tasks import multitask_layers
+from rsn2.training import fit, predict
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+CONFIG = """
+[network]
+hidden = [24, 20]
+
+[training]
+optimizer = "sgd"
+momentum = 0.9
+weight_decay = 0.01
+lr = 0.05
+epochs = 4
+batch_size = 32
+patience = 3
+
+[[tasks]]
+name = "shapes"
+data = "shapes.csv"
+target = "shape"
+kind = "classification"
+density = 0.3
+
+[[tasks]]
+name = "sizes"
+data = "sizes.csv"
+target = "size"
+kind = "regression"
+density = 0.5
+epochs = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors as small as these lose time to a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_data(folder: Path) -> Path:
+    """Two small CSV files and the configuration of a run on them."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(120, 3))
+    shapes = [[*row, "round" if row[0] > 0 else "flat"] for row in x.tolist()]
+    sizes = [[row[2], 100 + 20 * row[1], "7"] for row in x.tolist()]
+    for name, header, rows in (
+        ("shapes", ["a", "b", "c", "shape"], shapes),
+        ("sizes", ["width", "size", "k"], sizes),
+    ):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    (folder / "config.toml").write_text(CONFIG)
+    return folder / "config.toml"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_data(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with configuration, data, and a whole run in ``run``, reloaded in a real process."""
+    folder = tmp_path_factory.mktemp("finished")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runner.run(tabular.experiment(read_config(write_data(folder))), folder / "run")
+    torch.set_num_threads(threads)
+    return folder
+
+
+def reload_here(
+    checkpoint: Path, rebuild: str, samples: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    """`reload.predict_elsewhere` without the new process, for tests of something else."""
+    model = rsn2.load(checkpoint, tabular.rebuild(read_metadata(checkpoint)))
+    return {task: predict(model, task, x) for task, x in samples.items()}
+
+
+# Configuration and data
+
+
+def test_the_examples_are_sound_and_differ_in_training_alone() -> None:
+    demo, sgd = (read_config(EXAMPLES / name) for name in ("demo.toml", "demo_sgd.toml"))
+    assert [task.name for task in demo.tasks] == ["digits", "breast_cancer", "wine", "diabetes"]
+    assert all(task.density == 0.2 for task in demo.tasks)
+    assert demo.hidden == sgd.hidden == (256, 256, 256)
+    assert (demo.training.optimizer, demo.training.weight_decay) == ("adamw", 0.1)
+    assert (sgd.training.optimizer, sgd.training.momentum) == ("sgd", 0.9)
+    assert demo.allocation == sgd.allocation
+
+
+def test_a_task_overrides_the_training_of_the_file(config: Path) -> None:
+    first, second = read_config(config).tasks
+    assert first.training == read_config(config).training
+    assert second.training == dataclasses.replace(first.training, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[network]", "[net]", r"unknown table \[net\]"),
+        ("hidden = [24, 20]", "hiden = [24]", r"\[network\]: unknown key 'hiden'"),
+        ("hidden = [24, 20]", "hidden = []", r"\[network\] hidden: expected a list"),
+        ("lr = 0.05", "lr = 0", r"\[training\] lr: expected a number above 0\. Got 0"),
+        ("lr = 0.05", 'lr = "fast"', r"\[training\] lr: "),
+        ("lr = 0.05", "lr = true", r"\[training\] lr: "),
+        ("lr = 0.05", "lr = nan", r"\[training\] lr: "),
+        ('optimizer = "sgd"', 'optimizer = "lion"', r"\[training\] optimizer: expected one of"),
+        ('optimizer = "sgd"', 'optimizer = "adam"', r"\[training\] momentum: only 'sgd' has one"),
+        ("momentum = 0.9", "momentum = 1.0", r"\[training\] momentum: "),
+        ("epochs = 4", "epochs = 0", r"\[training\] epochs: "),
+        ("[[tasks]]", '[allocation]\nscope = "all"\n[[tasks]]', r"\[allocation\] scope: "),
+        ("density = 0.3", "density = 1.3", r"\[\[tasks\]\] 'shapes' density: "),
+        ("density = 0.3", "density = 0.6", r"the densities add to 1\.1"),
+        ("density = 0.3", "", r"\[\[tasks\]\] 'shapes': the key 'density' is missing"),
+        ('name = "sizes"', 'name = "shapes"', "expected different names"),
+        ('name = "sizes"', 'name = "the sizes"', r"\[\[tasks\]\] 'the sizes' name: "),
+        ('data = "sizes.csv"', 'data = "sklearn:iris"', r"'sizes' data: .* Got 'iris'"),
+        ('data = "sizes.csv"', 'data = "sklearn:wine"', r"'sizes' target: "),
+        ('target = "size"\n', "", r"'sizes' target: missing"),
+        ('kind = "regression"', 'kind = "ranking"', r"'sizes' kind: "),
+        ("[network]", "[network", "not a TOML file"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_named(config: Path, old: str, new: str, message: str) -> None:
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(config)
+    assert str(error.value).startswith(str(config))
+
+
+def test_a_configuration_without_tasks_is_refused(config: Path) -> None:
+    config.write_text("")
+    with pytest.raises(ConfigError, match=r"at least one \[\[tasks\]\]"):
+        read_config(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "sizes.csv",
+            "width,k,size\n1,2,3\n1,x,3\n",
+            r"sizes\.csv: line 3, column 'k': expected a number\. Got 'x'",
+        ),
+        ("sizes.csv", "width,k,size\n1,2,\n", "line 2, column 'size'"),
+        ("sizes.csv", "width,k,size\n1,2\n", "line 2: expected 3 fields. Got 2"),
+        ("sizes.csv", "width,width,size\n1,2,3\n", r"columns \['width'\] appear more than once"),
+        ("sizes.csv", "width,k\n1,2\n", "task 'sizes' target: .* no column 'size'"),
+        ("sizes.csv", "size\n1\n", "task 'sizes' data: .* no features"),
+        ("sizes.csv", "width,size\n", "task 'sizes' data: .* no rows"),
+        ("sizes.csv", "", "expected a header"),
+        ("shapes.csv", "a,shape\n1,flat\n2,flat\n", "task 'shapes' target: .* one class, 'flat'"),
+        ("shapes.csv", "a,shape\n1,flat\n2,round\n", "task 'shapes' data: 2 samples cannot be split"),
+    ],
+)
+def test_a_mistake_in_a_csv_file_is_named(config: Path, file: str, content: str, message: str) -> None:
+    (config.parent / file).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        tabular.experiment(read_config(config))
+
+
+def test_the_split_is_fixed_stratified_and_of_the_standard_shares() -> None:
+    wine = next(task for task in read_config(EXAMPLES / "demo.toml").tasks if task.name == "wine")
+    split, again = load_split(wine), load_split(wine)
+    assert [len(part[0]) for part in (split.train, split.val, split.test)] == [105, 19, 54]
+    assert all(torch.equal(*pair) for pair in zip(split.test, again.test, strict=True))
+    shares = [torch.bincount(part[1]) / len(part[1]) for part in (split.train, split.val, split.test)]
+    assert all((share - shares[0]).abs().max() < 0.04 for share in shares)
+
+
+def test_features_and_targets_are_standardised_by_the_samples_trained_on(config: Path) -> None:
+    split = load_split(read_config(config).tasks[1])
+    x, target = split.train
+    assert split.scaling.features == ("width", "k")
+    torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
+    # The second column is the constant 7: it keeps its scale.
+    torch.testing.assert_close(x.std(0, correction=0), torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(target.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert Scaling.from_json(json.loads(json.dumps(split.scaling.to_json()))) == split.scaling
+
+
+def test_mse_is_in_the_units_of_the_target(config: Path) -> None:
+    task = tabular.experiment(read_config(config)).tasks[1]
+    scaling = load_split(read_config(config).tasks[1]).scaling
+    off_by_three = task.test[1] + 3 / scaling.target_scale
+    assert task.score(off_by_three, task.test[1]) == pytest.approx(9, rel=1e-4)
+
+
+# The run
+
+
+def test_the_report_holds_every_promise(finished: Path) -> None:
+    report = json.loads((finished / "run" / "report.json").read_text())
+    shapes, sizes = report["tasks"]
+    assert (shapes["name"], shapes["metric"], shapes["density"]) == ("shapes", "accuracy", 0.3)
+    assert (sizes["name"], sizes["metric"], sizes["epochs"], sizes["test_samples"]) == ("sizes", "mse", 2, 36)
+    for task in report["tasks"]:
+        assert task["values_changed"] == 0
+        assert task["value"] == task["value_after_training"]
+        assert task["control"] is not None
+        assert task["control_epochs"] <= 4
+    assert report["reload_bitwise_equal"] is True
+    assert report["threads"] == 1
+    assert report["optimizer"] == {"shapes": "sgd", "sizes": "sgd"}
+    assert set(report["backend"]["chosen"]["sizes"]) == {"hidden.0", "hidden.1"}
+    assert report["backend"]["available_backends"]["reference"] is True
+    assert set(report["versions"]) == {"rsn2-kernels", "torch", "python", "numpy", "scikit-learn"}
+    assert report["seconds"] >= sum(task["seconds"] + task["control_seconds"] for task in report["tasks"])
+
+
+def test_bits_per_weight_are_those_of_the_finished_network_and_of_the_dense_ones(finished: Path) -> None:
+    report = json.loads((finished / "run" / "report.json").read_text())
+    checkpoint = finished / "run" / "net.safetensors"
+    model = rsn2.load(checkpoint, tabular.rebuild(read_metadata(checkpoint)))
+    assert report["bits_per_weight"] == rsn2.report(model).bits_per_weight
+    positions = 24 * 24 + 20 * 24
+    shared = positions + 24 + 20
+    shapes, sizes = (3 + 1) * 24 + (20 + 1) * 2, (2 + 1) * 24 + (20 + 1) * 1
+    assert report["bits_per_weight_dense"] == pytest.approx(32 * (2 * shared + shapes + sizes) / positions)
+
+
+def test_the_checkpoint_is_finalized_and_holds_what_prediction_needs(finished: Path) -> None:
+    checkpoint = finished / "run" / "net.safetensors"
+    metadata = read_metadata(checkpoint)
+    assert metadata["config"]["hidden"] == [24, 20]
+    assert metadata["tasks"]["shapes"]["classes"] == ["flat", "round"]
+    assert metadata["tasks"]["sizes"]["features"] == ["width", "k"]
+    layers = multitask_layers(rsn2.load(checkpoint, tabular.rebuild(metadata)))
+    assert all(layer.pool is None for layer in layers.values())
+    assert layers["hidden.0"].owners.count(0) == round(0.3 * 24 * 24)
+
+
+def test_a_control_starts_from_the_same_weights(config: Path) -> None:
+    experiment = tabular.experiment(read_config(config))
+    first, second = experiment.build().state_dict(), experiment.build().state_dict()
+    tensors = [name for name, value in first.items() if isinstance(value, Tensor)]
+    assert "hidden.0.weight" in tensors
+    assert all(torch.equal(first[name], second[name]) for name in tensors)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "predict_elsewhere", reload_here)
+    folder = config.parent / "run"
+    trainings = []
+
+    def interrupted(model: nn.Module, task: str, *arguments: Any, **options: Any) -> rsn2.training.History:
+        trainings.append(task)
+        if len(trainings) == 3:  # the second task, after one of its epochs
+            fit(model, task, *arguments, **{**options, "epochs": 1})
+            raise KeyboardInterrupt
+        return fit(model, task, *arguments, **options)
+
+    monkeypatch.setattr(runner, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(tabular.experiment(read_config(config)), folder)
+    assert trainings == ["shapes", "shapes", "sizes"]
+    result = runner.run(tabular.experiment(read_config(config)), folder)
+    whole = json.loads((finished / "run" / "report.json").read_text())
+    for task, expected in zip(result["tasks"], whole["tasks"], strict=True):
+        assert {key: task[key] for key in task if "seconds" not in key} == {
+            key: expected[key] for key in expected if "seconds" not in key
+        }
+    tensors, others = load_file(folder / "net.safetensors"), load_file(finished / "run" / "net.safetensors")
+    assert runner.count_changed(tensors, others) == 0
+
+
+def test_a_finished_run_is_not_run_again_and_fresh_runs_it_anew(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((finished / "run" / "report.json").read_text())
+    experiment = tabular.experiment(read_config(finished / "config.toml"))
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a task was trained")
+
+    monkeypatch.setattr(runner, "fit", never)
+    assert runner.run(experiment, finished / "run") == before
+    with pytest.raises(AssertionError, match="a task was trained"):
+        runner.run(experiment, finished / "run", fresh=True)
+    assert not (finished / "run" / "net.safetensors").exists()
+    monkeypatch.undo()
+    # The module's other tests want the run back; the trainings that --fresh removed are done again.
+    runner.run(experiment, finished / "run")
+
+
+def test_controls_can_be_added_to_a_run_without(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "predict_elsewhere", reload_here)
+    experiment, folder = tabular.experiment(read_config(config)), config.parent / "run"
+    without = runner.run(experiment, folder, controls=False)
+    assert [task["control"] for task in without["tasks"]] == [None, None]
+    both = runner.run(experiment, folder)
+    assert [task["value"] for task in both["tasks"]] == [task["value"] for task in without["tasks"]]
+    assert all(task["control"] is not None for task in both["tasks"])
+
+
+def test_a_folder_with_other_settings_is_refused(finished: Path, config: Path) -> None:
+    config.write_text(config.read_text().replace("lr = 0.05", "lr = 0.06"))
+    with pytest.raises(RunError, match=r"other settings \(.*training.*\).*--fresh"):
+        runner.run(tabular.experiment(read_config(config)), finished / "run")
+
+
+def test_the_audit_notices_one_changed_value(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "predict_elsewhere", reload_here)
+
+    def forgetful(model: nn.Module, task: str, *arguments: Any, **options: Any) -> rsn2.training.History:
+        history = fit(model, task, *arguments, **options)
+        if task == "sizes":
+            layer = multitask_layers(model)["hidden.1"]
+            with torch.no_grad():
+                value = layer.values[str(layer.slot("shapes"))][5:6]
+                value.copy_(torch.nextafter(value, value + 1))
+        return history
+
+    monkeypatch.setattr(runner, "fit", forgetful)
+    with pytest.raises(AuditError, match="1 values of task 'shapes' changed"):
+        runner.run(tabular.experiment(read_config(config)), config.parent / "run", controls=False)
+    report = json.loads((config.parent / "run" / "report.json").read_text())
+    assert [task["values_changed"] for task in report["tasks"]] == [1, 0]
+
+
+def test_a_reload_that_answers_differently_fails_loudly(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differently(*arguments: Any) -> dict[str, Tensor]:
+        outputs = reload_here(*arguments)
+        outputs["sizes"][3] = torch.nextafter(outputs["sizes"][3], torch.tensor(1e9))
+        return outputs
+
+    monkeypatch.setattr(reload, "predict_elsewhere", differently)
+    with pytest.raises(AuditError, match="answers differently in a new process"):
+        runner.run(tabular.experiment(read_config(config)), config.parent / "run", controls=False)
+    assert json.loads((config.parent / "run" / "report.json").read_text())["reload_bitwise_equal"] is False
+
+
+def test_a_new_process_that_fails_is_an_audit_error(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="no file"):
+        reload.predict_elsewhere(tmp_path / "none", "rsn2.experiments.tabular:rebuild", {}, torch.device("cpu"))
+
+
+def test_count_changed_compares_bits() -> None:
+    before = {"x": torch.tensor([0.0, float("nan"), 1.0]), "mask": torch.tensor([True, False])}
+    assert runner.count_changed({name: tensor.clone() for name, tensor in before.items()}, before) == 0
+    assert runner.count_changed({**before, "x": torch.tensor([-0.0, float("nan"), 2.0])}, before) == 2
+    assert runner.count_changed({**before, "mask": torch.tensor([True])}, before) == 2
+    assert runner.count_changed({"x": before["x"]}, before) == 2
+
+
+# Extras, picture, examples
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
+def test_a_missing_package_is_named_before_any_training(
+    package: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.import_module
+
+    def hidden(name: str) -> Any:
+        if name.startswith(package):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return found(name)
+
+    monkeypatch.setattr(importlib, "import_module", hidden)
+    with pytest.raises(extras.MissingPackageError, match=r"pip install 'rsn2-kernels\[experiments\]'"):
+        runner.run(tabular.experiment(read_config(config)), config.parent / "run")
+    assert not (config.parent / "run").exists()
+
+
+def test_the_picture_shows_every_owner_in_a_colour_of_its_own(tmp_path: Path) -> None:
+    model = rsn2.convert(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)))
+    for task in ("a", "b"):
+        rsn2.allocate(model, task, 0.4, criterion="random", seed=len(rsn2.tasks(model)))
+    plots.ownership(model, tmp_path / "owners.png")
+    picture = imread(tmp_path / "owners.png")[..., :3]
+    assert picture.shape[1] > picture.shape[0] > 300
+    shares = [
+        (np.abs(picture - to_rgb(colour)).max(axis=2) < 0.02).mean() for colour in ("#f2f2f2", "tab:blue", "tab:orange")
+    ]
+    # 0.2, 0.4 and 0.4 of the panels, which fill most of the picture; pixels on an edge are mixtures.
+    assert shares[1] > 0.2
+    assert shares[2] > 0.2
+    assert 0.07 < shares[0] < shares[1]
+
+
+def test_the_mnist_example_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 96), ("t10k", 32)):
+        labels = draw.integers(0, 10, count, dtype=np.uint8)
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[np.arange(count), labels] = 255
+        for name, array in (
+            (f"{part}-images-idx3-ubyte.gz", images),
+            (f"{part}-labels-idx1-ubyte.gz", labels),
+        ):
+            header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (tmp_path / name).write_bytes(gzip.compress(header + array.tobytes()))
+    options = {"--data-dir": str(tmp_path), "--epochs": "2", "--density": "0.05", "--threads": "1"}
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *(word for option in options.items() for word in option)])
+    runpy.run_path(str(EXAMPLES / "mnist.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "39,200 (0.050)" in shown
+    assert shown.count("runs on") == 6
+    assert "epoch 2: train loss" in shown
