@@ -26,7 +26,7 @@ lint: $(READY)
 	$(PYTHON) -m mypy
 
 bench: $(READY)
-	$(PYTHON) -m pytest benchmarks --benchmark-only
+	$(PYTHON) benchmarks/operators.py
 
 $(READY): $(SOURCES) $(if $(ACTIVE),,.venv/installed)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .

@@ -225,7 +225,9 @@ class OwnerMap:
         return unpack_bits(self._words_of(task), self._shape[1])
 
     def _check_known(self, task: int) -> None:
-        if _checked_task(task) not in self._counts:
+        if isinstance(task, bool) or not isinstance(task, int):
+            raise TypeError(f"task: expected an int. Got {type(task).__name__}.")
+        if task not in self._counts:
             raise KeyError(f"task {task} holds no claim. Tasks with one: {list(self.tasks)}.")
 
     def _check_mask(self, mask: Tensor) -> None:
