@@ -25,10 +25,10 @@ from interleaved import machine, medians
 COLUMNS = (
     "problem",
     "density",
-    "forward / dense",
-    "torch.sparse / dense",
-    "training / dense",
-    "training / masked",
+    "forward: x dense",
+    "torch.sparse: x dense",
+    "training: x dense",
+    "training: x masked",
 )
 DENSITIES = (0.05, 0.1, 0.2, 0.5)
 PROBLEMS = {
