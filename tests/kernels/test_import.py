@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import rsn2
 import rsn2_kernels
 
 PACKAGE = Path(rsn2_kernels.__file__).parent
@@ -62,6 +63,13 @@ def test_import_prints_nothing() -> None:
 def test_import_without_native_library_and_triton_prints_nothing(bare_copy: Path) -> None:
     done = python(BLOCK_TRITON + "import rsn2_kernels", bare_copy)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_upper_storey_imports_without_native_library_and_triton(bare_copy: Path) -> None:
+    show = "import rsn2, rsn2_kernels as rk; print(rk.__file__, rk.available_backends()['cpu'])"
+    done = python(BLOCK_TRITON + show, bare_copy, Path(rsn2.__file__).parents[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(str(bare_copy)) and "the native library was not built" in done.stdout
 
 
 def test_linear_and_its_gradient_run_without_native_library_and_triton(bare_copy: Path) -> None:
