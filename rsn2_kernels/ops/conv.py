@@ -8,6 +8,7 @@ from torch import Tensor
 from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
+from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.library import checked_operands, register
 from rsn2_kernels.pattern import SparsePattern
 
@@ -101,83 +102,16 @@ def _geometry(fields: Any) -> ConvGeometry:
     return ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
-# As for the linear operator, each product's gradients are the other two.
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, index, *ctx.rest = inputs
-    ctx.size = x.shape[2:]
-    needs_x, needs_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *index)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, values, *index = ctx.saved_tensors
-    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-    return (
-        torch.ops.rsn2.conv2d_dx(dy, values, index, ctx.size, *ctx.rest) if needs_x else None,
-        torch.ops.rsn2.conv2d_dvalues(dy, x, index, *ctx.rest) if needs_values else None,
-        dy.sum((0, 2, 3)) if needs_bias else None,
-        [None] * len(index),
-        *([None] * len(ctx.rest)),
-    )
-
-
-def _setup_context_of_dx(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, values, index, _, *ctx.rest = inputs
-    needs_dy, needs_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(dy if needs_values else None, values if needs_dy else None, *index)
-
-
-def _backward_of_dx(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    dy, values, *index = ctx.saved_tensors
-    needs_dy, needs_values = ctx.needs_input_grad[:2]
-    return (
-        torch.ops.rsn2.conv2d(g, values, None, index, *ctx.rest) if needs_dy else None,
-        torch.ops.rsn2.conv2d_dvalues(dy, g, index, *ctx.rest) if needs_values else None,
-        [None] * len(index),
-        None,
-        *([None] * len(ctx.rest)),
-    )
-
-
-def _setup_context_of_dvalues(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, x, index, *ctx.rest = inputs
-    ctx.size = x.shape[2:]
-    needs_dy, needs_x = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(dy if needs_x else None, x if needs_dy else None, *index)
-
-
-def _backward_of_dvalues(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    dy, x, *index = ctx.saved_tensors
-    needs_dy, needs_x = ctx.needs_input_grad[:2]
-    return (
-        torch.ops.rsn2.conv2d(x, g, None, index, *ctx.rest) if needs_dy else None,
-        torch.ops.rsn2.conv2d_dx(dy, g, index, ctx.size, *ctx.rest) if needs_x else None,
-        [None] * len(index),
-        *([None] * len(ctx.rest)),
-    )
-
-
 _REST = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
-register(
-    f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, {_REST}) -> Tensor",
-    _conv2d,
-    _conv2d_fake,
-    _setup_context,
-    _backward,
-)
+register(f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, {_REST}) -> Tensor", _conv2d, _conv2d_fake)
 register(
     f"conv2d_dx(Tensor dy, Tensor values, Tensor[] index, SymInt[2] size, {_REST}) -> Tensor",
     _conv2d_dx,
     _conv2d_dx_fake,
-    _setup_context_of_dx,
-    _backward_of_dx,
 )
 register(
     f"conv2d_dvalues(Tensor dy, Tensor x, Tensor[] index, {_REST}) -> Tensor",
     _conv2d_dvalues,
     _conv2d_dvalues_fake,
-    _setup_context_of_dvalues,
-    _backward_of_dvalues,
 )
+register_gradients("conv2d", size_of=lambda x: (x.shape[2:],))

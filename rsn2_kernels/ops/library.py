@@ -1,7 +1,6 @@
 """Registration with torch, and the checks that every operator makes before a kernel sees its operands."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +11,12 @@ from rsn2_kernels.pattern import SparsePattern
 LIBRARY = torch.library.Library("rsn2", "DEF")
 
 
-def register(
-    schema: str,
-    implementation: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
-    setup_context: Callable[..., None],
-    backward: Callable[..., tuple[Any, ...]],
-) -> None:
-    """Define ``rsn2::<schema>`` for all devices, with its shape function and its gradients."""
+def register(schema: str, implementation: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """Define ``rsn2::<schema>`` for all devices, with its shape function; for gradients see `gradients.py`."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
-    torch.library.register_autograd(f"rsn2::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
 def checked_operands(

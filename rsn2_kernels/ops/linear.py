@@ -1,13 +1,13 @@
 """The linear operator on packed weights: ``y = x @ W.T + bias``, with W known only by its owned positions."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.library import checked_operands, register
 from rsn2_kernels.pattern import SparsePattern
 
@@ -68,74 +68,9 @@ def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, backend: str) -> T
     return dy.new_empty(index[1].shape[0])
 
 
-# The three products are the partial derivatives of one trilinear form, sum of dy * (x @ W.T), so each one's gradients
-# are the other two: that closes them under differentiation, to any order.
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, _, index, ctx.backend = inputs
-    needs_x, needs_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_values else None, values if needs_x else None, *index)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, values, *index = ctx.saved_tensors
-    needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-    return (
-        torch.ops.rsn2.linear_dx(dy, values, index, ctx.backend) if needs_x else None,
-        torch.ops.rsn2.linear_dvalues(dy, x, index, ctx.backend) if needs_values else None,
-        dy.sum(0) if needs_bias else None,
-        [None] * len(index),
-        None,
-    )
-
-
-def _setup_context_of_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, index, ctx.backend = inputs
-    needs_first, needs_second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(first if needs_second else None, second if needs_first else None, *index)
-
-
-def _backward_of_dx(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    dy, values, *index = ctx.saved_tensors
-    needs_dy, needs_values = ctx.needs_input_grad[:2]
-    return (
-        torch.ops.rsn2.linear(g, values, None, index, ctx.backend) if needs_dy else None,
-        torch.ops.rsn2.linear_dvalues(dy, g, index, ctx.backend) if needs_values else None,
-        [None] * len(index),
-        None,
-    )
-
-
-def _backward_of_dvalues(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    dy, x, *index = ctx.saved_tensors
-    needs_dy, needs_x = ctx.needs_input_grad[:2]
-    return (
-        torch.ops.rsn2.linear(x, g, None, index, ctx.backend) if needs_dy else None,
-        torch.ops.rsn2.linear_dx(dy, g, index, ctx.backend) if needs_x else None,
-        [None] * len(index),
-        None,
-    )
-
-
+register("linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str backend) -> Tensor", _linear, _linear_fake)
+register("linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor", _linear_dx, _linear_dx_fake)
 register(
-    "linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str backend) -> Tensor",
-    _linear,
-    _linear_fake,
-    _setup_context,
-    _backward,
+    "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor", _linear_dvalues, _linear_dvalues_fake
 )
-register(
-    "linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor",
-    _linear_dx,
-    _linear_dx_fake,
-    _setup_context_of_gradient,
-    _backward_of_dx,
-)
-register(
-    "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor",
-    _linear_dvalues,
-    _linear_dvalues_fake,
-    _setup_context_of_gradient,
-    _backward_of_dvalues,
-)
+register_gradients("linear", size_of=lambda x: ())

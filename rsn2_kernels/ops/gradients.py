@@ -1,0 +1,87 @@
+"""The gradients of an operator and of its gradients, to any order: one piece for all operators.
+
+The products of an operator are the partial derivatives of one trilinear form, the sum of dy * (W x) over all positions:
+in dy the operator itself, in x the product ``<name>_dx``, in the values the product ``<name>_dvalues``. So the gradients
+of each product are the other two, and the three are closed under differentiation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsn2_kernels.ops.library import LIBRARY
+
+
+def register_gradients(name: str, size_of: Callable[[Tensor], tuple[Any, ...]]) -> None:
+    """Register the gradients of ``rsn2::<name>``, ``rsn2::<name>_dx`` and ``rsn2::<name>_dvalues``.
+
+    Args:
+        name: of an operator ``(x, values, bias, index, *rest)`` that has the products
+            ``_dx (dy, values, index, *size, *rest)`` and ``_dvalues (dy, x, index, *rest)``.
+        size_of: ``x`` -> what ``_dx`` must be told of its shape: a tuple of as many arguments as ``*size``.
+    """
+    forward, dx, dvalues = (getattr(torch.ops.rsn2, name + product) for product in ("", "_dx", "_dvalues"))
+
+    def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, values, _, index, *ctx.rest = inputs
+        ctx.size = size_of(x)
+        _save(ctx, x, values, index)
+
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, values, *index = ctx.saved_tensors
+        needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        return (
+            dx(dy, values, index, *ctx.size, *ctx.rest) if needs_x else None,
+            dvalues(dy, x, index, *ctx.rest) if needs_values else None,
+            dy.sum([axis for axis in range(dy.dim()) if axis != 1]) if needs_bias else None,
+            *_none(index, ctx.rest),
+        )
+
+    def setup_dx(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, values, index, *tail = inputs
+        ctx.size = size_of(output)
+        ctx.rest = tail[len(ctx.size) :]
+        _save(ctx, dy, values, index)
+
+    def backward_of_dx(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        dy, values, *index = ctx.saved_tensors
+        needs_dy, needs_values = ctx.needs_input_grad[:2]
+        return (
+            forward(g, values, None, index, *ctx.rest) if needs_dy else None,
+            dvalues(dy, g, index, *ctx.rest) if needs_values else None,
+            *_none(index, [*ctx.size, *ctx.rest]),
+        )
+
+    def setup_dvalues(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, x, index, *ctx.rest = inputs
+        ctx.size = size_of(x)
+        _save(ctx, dy, x, index)
+
+    def backward_of_dvalues(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        dy, x, *index = ctx.saved_tensors
+        needs_dy, needs_x = ctx.needs_input_grad[:2]
+        return (
+            forward(x, g, None, index, *ctx.rest) if needs_dy else None,
+            dx(dy, g, index, *ctx.size, *ctx.rest) if needs_x else None,
+            *_none(index, ctx.rest),
+        )
+
+    for product, back, setup in (
+        ("", backward, setup_forward),
+        ("_dx", backward_of_dx, setup_dx),
+        ("_dvalues", backward_of_dvalues, setup_dvalues),
+    ):
+        torch.library.register_autograd(f"rsn2::{name}{product}", back, setup_context=setup, lib=LIBRARY)
+
+
+def _save(ctx: Any, first: Tensor, second: Tensor, index: list[Tensor]) -> None:
+    """Keep the index, and each of two factors only if the other one's gradient will ask for it."""
+    needs_first, needs_second = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(first if needs_second else None, second if needs_first else None, *index)
+
+
+def _none(index: list[Tensor], rest: list[Any]) -> list[Any]:
+    """No gradients for the index tensors, nor for the arguments behind them."""
+    return [[None] * len(index), *([None] * len(rest))]
