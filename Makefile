@@ -3,8 +3,8 @@
 # make lint   ruff and mypy
 # make bench  operators against the dense library, in one run
 #
-# Each uses the active Python when it has torch, and otherwise makes .venv with the pinned versions of
-# requirements-dev.txt. A C++ compiler is wanted; without one the package runs on torch's own operators.
+# Each uses the active Python when it has torch (it needs the packages of requirements-dev.txt then), and otherwise
+# makes .venv with them. A C++ compiler is wanted; without one the package runs on torch's own operators.
 
 ACTIVE := $(shell python3 -c "import torch, sys; print(sys.executable)" 2>/dev/null)
 PYTHON := $(or $(ACTIVE),$(CURDIR)/.venv/bin/python)

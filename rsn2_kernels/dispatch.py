@@ -1,4 +1,4 @@
-"""Which backend runs a call, and why: a small cost model, so that no call is slower than the dense library.
+"""Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
 Costs are predicted seconds of one forward product. The backward products cost about the same each, on either side, so
 one choice serves a training step.
@@ -33,7 +33,8 @@ class Explanation:
 
     Attributes:
         backend: name of the choice.
-        seconds: predicted seconds of one forward product, per backend that could run it.
+        seconds: predicted seconds of one forward product, per backend that could run it; 0 where there is nothing to
+            choose from, and so nothing was predicted.
         unavailable: why each other backend could not.
         reason: the choice in one sentence.
     """
@@ -45,7 +46,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.backend}: {self.reason}"]
-        lines += [f"  {name:10} {1e3 * cost:10.4f} ms predicted" for name, cost in self.seconds.items()]
+        if len(self.seconds) > 1:
+            lines += [f"  {name:10} {1e3 * cost:10.4f} ms predicted" for name, cost in self.seconds.items()]
         lines += [f"  {name:10} not used: {why}" for name, why in self.unavailable.items()]
         return "\n".join(lines)
 
@@ -85,12 +87,14 @@ def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, dev
         device: where the call would run.
 
     Raises:
-        ValueError: if ``op`` is not an operator or ``batch`` is negative.
+        ValueError: if ``op`` is not an operator, ``batch`` is negative, or ``dtype`` is not a floating-point one.
     """
     if op not in OPERATORS:
         raise ValueError(f"op: expected one of {OPERATORS}. Got {op!r}.")
     if batch < 0:
         raise ValueError(f"batch: expected at least 0. Got {batch}.")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point dtype. Got {dtype}.")
     kind = torch.device(device).type
     costs = _costs(op, pattern, batch, dtype, kind)
     best = _cheapest(costs)

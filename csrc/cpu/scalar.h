@@ -45,15 +45,19 @@ inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16); }
 
+// Binary16 is sign, 5 bits of exponent with bias 15, 10 bits of fraction; binary32 is sign, 8 with bias 127, 23.
+inline constexpr uint32_t kBiasDifference = 127 - 15;
+inline constexpr uint32_t kFractionDifference = 23 - 10;
+
 inline float widen(Half value) {
-  const uint32_t word = uint32_t{value.bits} << 16;
-  const uint32_t sign = word & 0x80000000u;
-  const uint32_t magnitude = word << 1;
-  // Normal numbers, infinity and NaN: move the exponent field, then scale by 2^-112 to correct its bias.
-  const float normal = float_of((magnitude >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
-  // Subnormal numbers: place the mantissa below 0.5 and let the subtraction normalize it.
-  const float subnormal = float_of((magnitude >> 17) | (126u << 23)) - 0.5f;
-  return float_of(sign | (magnitude < (1u << 27) ? bits_of(subnormal) : bits_of(normal)));
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t exponent = (value.bits >> 10) & 0x1Fu;
+  const uint32_t fraction = value.bits & 0x3FFu;
+  // Each of the three kinds of number is computed, and one is chosen: no branch.
+  const uint32_t normal = ((exponent + kBiasDifference) << 23) | (fraction << kFractionDifference);
+  const uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(fraction)) * 0x1.0p-24f);
+  const uint32_t special = 0x7F800000u | (fraction << kFractionDifference);
+  return float_of(sign | (exponent == 0 ? subnormal : exponent == 0x1Fu ? special : normal));
 }
 
 inline void narrow(float value, float& out) { out = value; }
@@ -67,18 +71,18 @@ inline void narrow(float value, BFloat16& out) {
 }
 
 inline void narrow(float value, Half& out) {
-  const uint32_t word = bits_of(value);
-  const uint32_t sign = word & 0x80000000u;
-  const uint32_t magnitude = word << 1;
-  // Too large becomes infinity in the first product; the second leaves the number times four.
-  const float scaled = (float_of(word & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
-  // Adding a power of two chosen from the exponent makes the floating-point unit round at the bit half keeps.
-  const uint32_t exponent = magnitude & 0xFF000000u;
-  const uint32_t bias = exponent < 0x71000000u ? 0x71000000u : exponent;
-  const uint32_t bits = bits_of(float_of((bias >> 1) + 0x07800000u) + scaled);
-  const uint32_t rounded = ((bits >> 13) & 0x7C00u) + (bits & 0x0FFFu);
-  const bool is_nan = magnitude > 0xFF000000u;
-  out.bits = static_cast<uint16_t>((sign >> 16) | (is_nan ? 0x7E00u : rounded));
+  const uint32_t sign = (bits_of(value) >> 16) & 0x8000u;
+  const uint32_t bits = bits_of(value) & 0x7FFFFFFFu;
+  const float magnitude = float_of(bits);
+  // Half of the last kept place, less one where that place is even, carries exactly when rounding goes up.
+  const uint32_t rounded = bits + ((1u << (kFractionDifference - 1)) - 1) + ((bits >> kFractionDifference) & 1u);
+  const uint32_t normal = (rounded >> kFractionDifference) - (kBiasDifference << 10);
+  // From 0.5 on, neighbouring floats are 2^-24 apart, as subnormal halves are: the addition rounds.
+  const uint32_t subnormal = bits_of(magnitude + 0.5f) - bits_of(0.5f);
+  const uint32_t finite = magnitude < 0x1.0p-14f ? subnormal : normal;
+  // 65520 is halfway between the largest half and the next power of two.
+  const uint32_t number = magnitude < 65520.0f ? finite : 0x7C00u;
+  out.bits = static_cast<uint16_t>(sign | (bits > 0x7F800000u ? 0x7E00u : number));
 }
 
 // dst[i] = src[i * stride], widened.

@@ -4,6 +4,7 @@ Algorithm 1 of *The Multiple Subnetwork Hypothesis*, with the count made exact: 
 task of density d takes the round(d * positions) with the largest saliency, ties going to the lower position.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
@@ -11,10 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rsn2.data import device_of, to_device
+from rsn2.data import checked_batch, device_of, to_device
 from rsn2.nn.layer import MultitaskLayer, TaskError
-from rsn2.nn.names import check_task_name
-from rsn2.nn.per_task import PerTask
+from rsn2.nn.names import SUM_TOLERANCE, check_task_name
 from rsn2.tasks import activated, check_converted, multitask_layers, per_task_modules
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
@@ -24,8 +24,6 @@ Loss = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Any, Any]]
 
 _DATA_FREE = ("magnitude", "random")
-# Densities such as 5 x 0.2 add to 1 only up to the rounding of binary fractions.
-_SUM_TOLERANCE = 1e-9
 
 
 class AllocationError(ValueError):
@@ -73,14 +71,12 @@ def allocate(
     layers = multitask_layers(model)
     _check_arguments(model, layers, task, density, loss, batches, criterion, scope, rescale)
     with ExitStack() as undo:
-        added = _add_copies(model, task, undo)
+        _add_copies(model, task, undo)
         saliencies = _saliencies(model, layers, task, loss, batches, criterion, seed)
         masks = _select(layers, saliencies, density, scope)
-        # The run above moved the running statistics of the copies: start the task on fresh ones.
-        for module in added:
-            module.remove_task(task)
-            module.add_task(task)
         undo.pop_all()
+    if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
+        warnings.warn(f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.", stacklevel=2)
     for name, layer in layers.items():
         layer.add_task(task, masks[name], density, _fan_in_scale(masks[name]) if rescale else None)
     return {name: layer.owners.count(layer.slot(task)) for name, layer in layers.items()}
@@ -116,7 +112,7 @@ def _check_arguments(
         if layer.pool is None:
             raise TaskError(f"task {task!r} cannot be added: layer {name!r} is finalized, its free weights are gone.")
         spent = sum(layer.densities.values())
-        if spent + density > 1 + _SUM_TOLERANCE:
+        if spent + density > 1 + SUM_TOLERANCE:
             raise AllocationError(
                 f"density: {density} is more than the {max(0.0, 1 - spent):.4g} that {list(layer.slots)} leave "
                 f"in layer {name!r}."
@@ -126,13 +122,26 @@ def _check_arguments(
             raise TaskError(f"task {task!r} has no module in {name!r}, which has no template to copy.")
 
 
-def _add_copies(model: nn.Module, task: str, undo: ExitStack) -> list[PerTask]:
+def _add_copies(model: nn.Module, task: str, undo: ExitStack) -> None:
     """Copy the templates for the task; ``undo`` takes the copies back."""
-    new = [module for module in per_task_modules(model).values() if task not in module.tasks]
-    for module in new:
-        module.add_task(task)
-        undo.callback(module.remove_task, task)
-    return new
+    for module in per_task_modules(model).values():
+        if task not in module.tasks:
+            module.add_task(task)
+            undo.callback(module.remove_task, task)
+
+
+@contextmanager
+def _without_traces(model: nn.Module, task: str) -> Iterator[None]:
+    """Put the running statistics of the task's own modules, and the random state, back behind the block."""
+    buffers = [buffer for module in per_task_modules(model).values() for buffer in module.of(task).buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    device = device_of(model)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
 
 def _saliencies(
@@ -165,9 +174,14 @@ def _gradients(
     """Gradient of the loss for every candidate weight, ``[rows, cols]`` by layer, summed over the batches."""
     total: dict[str, Tensor] = {}
     device = device_of(model)
-    with activated(model, task), _through_candidates(layers) as candidates, torch.enable_grad():
+    with (
+        activated(model, task),
+        _without_traces(model, task),
+        _through_candidates(layers) as candidates,
+        torch.enable_grad(),
+    ):
         for number, batch in enumerate(batches):
-            x, target = to_device(batch, device)
+            x, target = to_device(checked_batch(batch, f"batches[{number}]"), device)
             gradients = torch.autograd.grad(loss(model(x), target), list(candidates.values()), allow_unused=True)
             for name, gradient in zip(candidates, gradients, strict=True):
                 if gradient is None:
@@ -253,7 +267,7 @@ def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:
 def _fan_in_scale(mask: Tensor) -> Tensor:
     """sqrt(columns / owned) for each row, 1 where a row owns nothing."""
     owned = mask.sum(1)
-    return torch.where(owned > 0, (mask.shape[1] / owned.clamp(min=1)).sqrt(), 1.0)
+    return torch.where(owned > 0, (mask.shape[1] / owned.clamp(min=1).double()).sqrt(), 1.0)
 
 
 def _pool(layer: MultitaskLayer) -> Tensor:

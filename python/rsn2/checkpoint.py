@@ -41,15 +41,19 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
         CheckpointError: if the network has no multitask layer, or a module keeps state of its own that is no tensor.
         TypeError: if ``metadata`` is not JSON.
     """
+    model = getattr(model, "_orig_mod", model)  # as it was before torch.compile, which changes all names
     layers, copies = multitask_layers(model), per_task_modules(model)
+    named = dict(model.named_modules(remove_duplicate=False))
     if not layers:
         raise CheckpointError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
     tensors: dict[str, Tensor] = {}
+    first = _first_names(model)
     for key, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            # A copy of its own for each, since a file cannot hold two names for one storage.
-            tensors[key] = value.detach().cpu().contiguous().clone()
-        elif key.removesuffix(_EXTRA).removesuffix(".") not in {*layers, *copies}:
+            if first[key] == key:
+                # A copy of its own for each, since a file cannot hold two names for one storage.
+                tensors[key] = value.detach().cpu().contiguous().clone()
+        elif not isinstance(named[key.removesuffix(_EXTRA).removesuffix(".")], MultitaskLayer | PerTask):
             raise CheckpointError(f"{key}: expected a tensor. Got {type(value).__name__}.")
     for name, layer in layers.items():
         for number, plane in enumerate(layer.owners.planes):
@@ -88,8 +92,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     owners = _owners(record, tensors)
     model = copy.deepcopy(model)
     modules = dict(model.named_modules())
-    for name, layer in record.layers.items():
-        _check_layer(name, layer, modules.get(name))
+    for name, recorded in record.layers.items():
+        _check_layer(name, recorded, modules.get(name))
     for name in record.per_task:
         if name not in modules:
             raise CheckpointError(f"{name}: the file has a per-task module of this name, the model has none.")
@@ -98,19 +102,20 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         copies=[name for name in record.per_task if not isinstance(modules[name], PerTask)],
         shared=[name for name in record.layers if not isinstance(modules[name], MultitaskLayer)],
     )
-    state: dict[str, Any] = dict(tensors)
-    for name, layer in record.layers.items():
-        state[_join(name, _EXTRA)] = layer.extra_state(owners[name])
-        for number in range(len(owners[name].planes)):
-            del state[_join(name, f"planes.{number}")]
-    for name, module in record.per_task.items():
-        state[_join(name, _EXTRA)] = module.extra_state()
     try:
+        for name, layer in multitask_layers(model).items():
+            layer.set_extra_state(record.layers[name].extra_state(owners[name]))
+            for number in range(len(owners[name].planes)):
+                del tensors[_join(name, f"planes.{number}")]
+        for name, module in per_task_modules(model).items():
+            module.set_extra_state(record.per_task[name].extra_state())
+        state = _state_of(model, tensors)
         model.load_state_dict(state)
     except (RuntimeError, LookupError, ValueError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a checkpoint of this architecture: {why}") from error
     _check_dtypes(model, state)
+    _check_kinds(model, record)
     return model
 
 
@@ -223,6 +228,43 @@ def _check_layer(name: str, layer: LayerRecord, module: nn.Module | None) -> Non
             f"layer {name!r}, field 'weight_shape': the file has {layer.weight_shape}, bias {layer.bias}; "
             f"the model has {shape}, bias {bias}."
         )
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _state_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state dict that fills ``model``, whose owners are in place, with a file's tensors.
+
+    Raises:
+        ValueError: if a tensor has no place in the model.
+    """
+    first = _first_names(model)
+    if strange := sorted(set(tensors) - set(first.values())):
+        raise ValueError(f"the model has no {strange}")
+    state: dict[str, Any] = {name: tensors[origin] for name, origin in first.items() if origin in tensors}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, MultitaskLayer | PerTask):
+            state[_join(name, _EXTRA)] = module.get_extra_state()
+    return state
+
+
+def _check_kinds(model: nn.Module, record: Record) -> None:
+    """Raise where the model would compute something else with the same tensors."""
+    for name, layer in multitask_layers(model).items():
+        recorded = record.layers[name].geometry
+        if layer.geometry != recorded:
+            raise CheckpointError(
+                f"layer {name!r}, field 'geometry': the file has {recorded}, the model {layer.geometry}."
+            )
+    for name, module in per_task_modules(model).items():
+        kinds, recorded = PerTaskRecord.of(module).kinds, record.per_task[name].kinds
+        if kinds != recorded:
+            raise CheckpointError(f"{name}, field 'kinds': the file has {recorded}, the model {kinds}.")
 
 
 def _check_dtypes(model: nn.Module, state: Mapping[str, Any]) -> None:

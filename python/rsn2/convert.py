@@ -4,8 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rsn2.nn import MultitaskConv2d, MultitaskLayer, MultitaskLinear, PerTask
+from rsn2.nn.layer import TaskError
+from rsn2.tasks import multitask_layers, tasks
 
 SHARED_FORMS: dict[type[nn.Module], type[MultitaskLinear] | type[MultitaskConv2d]] = {
     nn.Linear: MultitaskLinear,
@@ -24,7 +27,16 @@ _NORMS = (
     nn.InstanceNorm3d,
     nn.RMSNorm,
 )
-_NOT_YET = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NOT_YET = (
+    nn.Conv1d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
 
 
 def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[str] = ()) -> nn.Module:
@@ -43,8 +55,10 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
         The converted network: ``model`` itself, unless it is one layer.
 
     Raises:
-        ValueError: if a name is not in the network, a weight is used by two modules, or a convolution has no multitask
-            form; names the module, and nothing has changed.
+        ValueError: if a name is not in the network, a module has no multitask form (one- and three-dimensional or
+            transposed convolution, attention, a norm of a subclass), or is more than its type says (frozen, with hooks
+            or a parametrization, or with a parameter that another module uses too); names the module.
+        TaskError: if the network has tasks already, and something is left to convert. Nothing has changed then.
     """
     names = dict(model.named_modules())
     for argument, given in (("exclude", exclude), ("per_task", per_task)):
@@ -54,6 +68,8 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
             if name not in names:
                 raise ValueError(f"{argument}: no module is named {name!r}. There are {[n for n in names if n]}.")
     copies, shared = _plan(model, set(exclude), set(per_task))
+    if (copies or shared) and any(layer.slots for layer in multitask_layers(model).values()):
+        raise TaskError(f"model: it has the tasks {tasks(model)}; {[*copies, *shared]} can only be converted before.")
     return apply_plan(model, copies, shared)
 
 
@@ -67,17 +83,34 @@ def _plan(model: nn.Module, exclude: set[str], per_task: set[str]) -> tuple[list
         if any(_is_below(name, above) for above in stop):
             continue
         if isinstance(module, PerTask | MultitaskLayer):
+            if name in per_task:
+                raise ValueError(f"per_task: {name!r} is a {type(module).__name__} already.")
             stop.append(name)
         elif name in per_task or type(module) in _NORMS:
+            _check_replaceable(name, module, uses)
             copies.append(name)
             stop.append(name)
-        elif type(module) in _NOT_YET:
-            raise ValueError(f"{name}: {type(module).__name__} has no multitask form; name it in exclude.")
-        elif type(module) in SHARED_FORMS:
-            if uses[id(module.weight)] > 1:
-                raise ValueError(f"{name}: its weight is used by another module too; name it in exclude.")
+        elif type(module) in SHARED_FORMS or is_parametrized(module):
+            _check_replaceable(name, module, uses)
             shared.append(name)
+        elif type(module) in _NOT_YET or isinstance(module, nn.modules.batchnorm._NormBase):
+            raise ValueError(f"{name}: {type(module).__name__} has no multitask form; name it in exclude or per_task.")
     return copies, shared
+
+
+def _check_replaceable(name: str, module: nn.Module, uses: Counter[int]) -> None:
+    """Raise if a replacement would lose something that the module has besides its parameters."""
+    advice = "name it in exclude"
+    for part in module.modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            raise ValueError(f"{name}: it has hooks, which conversion would drop; add them behind it, or {advice}.")
+        if is_parametrized(part):
+            raise ValueError(f"{name}: it is parametrized, which conversion would drop; {advice}.")
+    for parameter in module.parameters():
+        if uses[id(parameter)] > 1:
+            raise ValueError(f"{name}: a parameter of it is used by another module too; {advice}.")
+        if not parameter.requires_grad:
+            raise ValueError(f"{name}: it is frozen (requires_grad is False), and tasks would train it; {advice}.")
 
 
 def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -> nn.Module:

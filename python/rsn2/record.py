@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsn2.convert import SHARED_FORMS
 from rsn2.nn import MultitaskLayer, PerTask
-from rsn2.nn.names import check_task_name
+from rsn2.nn.names import SUM_TOLERANCE, check_task_name
 from rsn2_kernels import OwnerMap
 
 VERSION = 1
@@ -22,10 +22,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """A multitask layer: its class, torch's shape of its weight, and who holds which slot."""
+    """A multitask layer: its class, torch's shape of its weight, its geometry, and who holds which slot."""
 
     kind: str
     weight_shape: tuple[int, ...]
+    geometry: dict[str, Any]
     bias: bool
     pool: bool
     slots: dict[str, int]
@@ -37,6 +38,7 @@ class LayerRecord:
         return cls(
             kind=type(layer).__name__,
             weight_shape=layer.weight_shape,
+            geometry=layer.geometry,
             bias=layer.initial_bias is not None,
             pool=layer.pool is not None,
             slots=dict(layer.slots),
@@ -53,11 +55,16 @@ class LayerRecord:
         shape = fields["weight_shape"]
         sound = isinstance(shape, list) and len(shape) >= 2 and all(_is_int(size) and size > 0 for size in shape)
         _check(sound, where, "weight_shape", "at least two positive ints", shape)
+        _check(isinstance(fields["geometry"], dict), where, "geometry", "a table", fields["geometry"])
         for flag in ("bias", "pool"):
             _check(isinstance(fields[flag], bool), where, flag, "a bool", fields[flag])
         slots, densities = fields["slots"], fields["densities"]
         sound = isinstance(densities, dict) and all(
-            key.isdecimal() and str(int(key)) == key and isinstance(share, int | float) and 0 < share <= 1
+            key.isdecimal()
+            and str(int(key)) == key
+            and isinstance(share, int | float)
+            and not isinstance(share, bool)
+            and 0 < share <= 1
             for key, share in densities.items()
         )
         _check(sound, where, "densities", "slot -> density in (0, 1]", densities)
@@ -65,7 +72,9 @@ class LayerRecord:
         sound = isinstance(slots, dict) and all(_is_int(slot) for slot in slots.values())
         _check(sound and set(slots.values()) == set(known), where, "slots", f"task -> slot of {sorted(known)}", slots)
         _check_names(where, "slots", slots)
-        return cls(fields["kind"], tuple(shape), fields["bias"], fields["pool"], dict(slots), known)
+        if sum(known.values()) > 1 + SUM_TOLERANCE:
+            raise CheckpointError(f"{where}, field 'densities': expected a sum of at most 1. Got {densities}.")
+        return cls(fields["kind"], tuple(shape), fields["geometry"], fields["bias"], fields["pool"], dict(slots), known)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -88,15 +97,15 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class PerTaskRecord:
-    """A per-task module: who has a copy, and whether there is a template for further ones."""
+    """A per-task module: the class of each task's module, and whether there is a template for further tasks."""
 
-    tasks: list[str]
+    kinds: dict[str, str]
     template: bool
 
     @classmethod
     def of(cls, module: PerTask) -> Self:
         """Describe a per-task module."""
-        return cls(list(module.tasks), module.template is not None)
+        return cls({task: type(module.of(task)).__name__ for task in module.tasks}, module.template is not None)
 
     @classmethod
     def from_json(cls, name: str, content: Any) -> Self:
@@ -104,13 +113,13 @@ class PerTaskRecord:
         where = f"per-task module {name!r}"
         fields = _fields(where, content, cls.__dataclass_fields__)
         _check(isinstance(fields["template"], bool), where, "template", "a bool", fields["template"])
-        _check(isinstance(fields["tasks"], list), where, "tasks", "a list of names", fields["tasks"])
-        _check_names(where, "tasks", fields["tasks"])
-        return cls(fields["tasks"], fields["template"])
+        _check(isinstance(fields["kinds"], dict), where, "kinds", "task -> class", fields["kinds"])
+        _check_names(where, "kinds", fields["kinds"])
+        return cls(fields["kinds"], fields["template"])
 
     def extra_state(self) -> dict[str, Any]:
         """What the module's `set_extra_state` takes."""
-        return {"tasks": self.tasks, "has_template": self.template}
+        return {"tasks": list(self.kinds), "has_template": self.template}
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ class Record:
             CheckpointError: at the first field that is not as it must be; names it.
         """
         version = content.get("version") if isinstance(content, dict) else None
-        if version != VERSION:
+        if not _is_int(version) or version != VERSION:
             raise CheckpointError(f"record, field 'version': expected {VERSION}. Got {version!r}.")
         fields = _fields("record", content, ("version", *cls.__dataclass_fields__))
         for field in cls.__dataclass_fields__:

@@ -22,7 +22,7 @@ class LayerReport:
         free: number of positions without an owner.
         values_bytes: packed values and biases of all tasks.
         planes_bytes: the owner map.
-        pool_bytes: initial weights kept for further tasks; 0 once finalized.
+        pool_bytes: initial weights and bias kept for further tasks; once finalized, the bias alone.
         index_bytes: index structures derived from the masks so far; not part of a checkpoint.
     """
 

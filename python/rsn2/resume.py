@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rsn2.data import Data, as_tensor_pair
 from rsn2.record import CheckpointError, TensorRecord
 from rsn2.tasks import multitask_layers
 
-_VERSION = 1
+_VERSION = 2
 _RESUME_KEY = "rsn2.fit"
 _DIGEST_KEY = "rsn2.fit.sha256"
 
@@ -163,6 +164,20 @@ def identity(model: nn.Module, task: str, own: Mapping[str, Tensor], optimizer: 
             for key, value in group.items()
         },
     }
+
+
+def data_identity(data: Data | None) -> list[dict[str, Any]] | str | None:
+    """What a resume file remembers of a data set: dtype, shape and SHA-256 of two tensors.
+
+    Of an iterable it remembers only that it was one, since to read it could change what comes next: two iterables are
+    not compared.
+    """
+    if data is None:
+        return None
+    pair = as_tensor_pair(data)
+    if pair is None:
+        return "batches"
+    return [vars(TensorRecord.of(tensor.detach().cpu().contiguous())) for tensor in pair]
 
 
 def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -1,12 +1,19 @@
 """Which tasks a network holds, which one runs, and which parameters are one task's own."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.per_task import PerTask
+
+# The active task is a state of the network's modules, so one thread runs a network at a time. Kept beside the modules,
+# not in them, because a lock can be neither copied nor saved.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 def multitask_layers(model: nn.Module) -> dict[str, MultitaskLayer]:
@@ -57,6 +64,10 @@ def check_allocated(model: nn.Module, task: str) -> None:
 def use_task(model: nn.Module, task: str) -> Iterator[None]:
     """Run the network as ``task`` inside the block; what was active before is active again behind it.
 
+    Norms whose running statistics all tasks share (they were left out of `convert`) are in eval mode inside, since one
+    task must not move them for the others. Another thread that wants the same network waits until the block is left;
+    to run tasks side by side, give each thread a copy.
+
     Raises:
         TaskError: if the task has nothing allocated.
     """
@@ -69,14 +80,24 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
 def activated(model: nn.Module, task: str) -> Iterator[None]:
     """`use_task` without its check, for allocation, which runs a task that has nothing yet."""
     parts = _parts(model)
-    before = [part.active for part in parts]
-    try:
-        for part in parts:
-            part.active = task
-        yield
-    finally:
-        for part, active in zip(parts, before, strict=True):
-            part.active = active
+    norms = shared_norms(model)
+    with _lock_of(parts[0]):
+        before = [part.active for part in parts]
+        training = [norm.training for norm in norms]
+        try:
+            for part in parts:
+                part.active = task
+                if isinstance(part, MultitaskLayer) and task in part.slots:
+                    # Made here, so that a compiled network never has to: its size depends on data.
+                    part.pattern(part.slots[task])
+            for norm in norms:
+                norm.training = False
+            yield
+        finally:
+            for part, active in zip(parts, before, strict=True):
+                part.active = active
+            for norm, mode in zip(norms, training, strict=True):
+                norm.training = mode
 
 
 def parameters(model: nn.Module, task: str) -> list[nn.Parameter]:
@@ -123,6 +144,16 @@ def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def shared_norms(model: nn.Module) -> list[nn.Module]:
+    """Norms with running statistics that belong to no task, since they were left out of `convert`."""
+    owned = {id(part) for module in per_task_modules(model).values() for part in module.modules()}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and id(module) not in owned
+    ]
+
+
 def finalize(model: nn.Module) -> None:
     """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
     for part in _parts(model):
@@ -131,3 +162,8 @@ def finalize(model: nn.Module) -> None:
 
 def _parts(model: nn.Module) -> list[MultitaskLayer | PerTask]:
     return [*multitask_layers(model).values(), *per_task_modules(model).values()]
+
+
+def _lock_of(part: nn.Module) -> threading.RLock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(part, threading.RLock())

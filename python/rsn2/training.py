@@ -20,19 +20,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from rsn2.data import Data, as_tensor_pair, batches_of, device_of, to_device
-from rsn2.resume import FitState, ResumeFile, copy_into, identity
-from rsn2.tasks import own_tensors, parameters, per_task_modules, shared_parameters, tasks, use_task
+from rsn2.arguments import OptimizerFactory, check_fit_arguments, check_int, checked_optimizer
+from rsn2.data import Data, batches_of, check_data, device_of, first_tensor, to_device
+from rsn2.resume import FitState, ResumeFile, copy_into, data_identity, identity
+from rsn2.tasks import own_tensors, shared_norms, shared_parameters, use_task
 
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
-OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss is not finite, or an epoch has no data."""
+    """Training cannot go on: a loss or a gradient is not finite, or an epoch has no data."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def fit(
     """Train the parameters of one task, and nothing else.
 
     The network runs in train mode inside; behind, every module is in the mode it was in. Parameters and
-    normalisation statistics that all tasks share stay as they are.
+    normalisation statistics that all tasks share stay as they are. A fit that ends with an error, or by
+    KeyboardInterrupt, leaves the best epoch so far behind, as ``restore_best`` would have at its end; without a best
+    epoch, what the last step made.
 
     Args:
         model: a converted network in which ``task`` is allocated.
@@ -94,26 +97,35 @@ def fit(
             the lowest counted so; None never stops early.
         min_delta: how much lower counts.
         restore_best: end with the parameters and statistics of the epoch with the lowest validation loss.
-        seed: of the order of the samples and of dropout. The global generators are left as they were.
+        seed: of the order of the samples and of dropout, which repeated calls with the same seed repeat: who calls
+            with ``epochs=1`` again and again gives each call another. The global generators are left as they were.
         resume: a file, written before the first epoch and after each; if it exists, the fit goes on from it.
-            More ``epochs`` than at first may be asked for; all other settings must be those of the file.
+            More ``epochs`` than at first may be asked for; all other settings must be those of the file, and so
+            must the tensors of ``train`` and ``val``, bit by bit. Data that is an iterable of batches is not
+            compared: give the same again.
         progress: show a bar, if standard error is a terminal.
 
     Raises:
         TaskError: if nothing is allocated to the task.
-        ValueError: if an argument is out of range, or the optimizer holds other parameters; before any step.
-        CheckpointError: if the resume file is damaged or of another task, allocation or setting; names it.
-        TrainingError: if a loss is NaN or infinite (names epoch and batch), or ``train`` runs out of batches.
+        TypeError: if an argument is of another type, the optimizer's step needs a closure, a batch is no pair of
+            tensors, or the loss gives no scalar tensor.
+        ValueError: if an argument is out of range, there are no samples, or the optimizer holds other parameters.
+        CheckpointError: if the resume file is damaged or of another task, allocation, setting or data; names it.
+        TrainingError: if a loss or a gradient is NaN or infinite (names epoch and batch; no step is made with it), or
+            ``train`` runs out of batches.
     """
-    _check_arguments(val, epochs, batch_size, patience, min_delta)
-    optimizer = _checked_optimizer(model, task, optimizer, lr)
+    check_fit_arguments(loss, epochs, batch_size, patience, min_delta, seed, has_val=val is not None)
+    check_data(train, "train")
+    if val is not None:
+        check_data(val, "val")
+    optimizer = checked_optimizer(model, task, optimizer, lr)
     own = own_tensors(model, task)
     state = FitState(own, optimizer)
     file = None
     if resume is not None:
         settings = identity(model, task, own, optimizer)
         settings |= {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
-        settings |= {"seed": seed, "batch_size": batch_size, "train": _size(train), "val": _size(val)}
+        settings |= {"seed": seed, "batch_size": batch_size, "train": data_identity(train), "val": data_identity(val)}
         file = ResumeFile(Path(resume), settings)
     resumed_from = None
     if file is not None and file.path.exists():
@@ -124,9 +136,10 @@ def fit(
     if shared := shared_parameters(model):
         warnings.warn(f"fit does not train what all tasks share: {sorted(shared)}", stacklevel=2)
     with ExitStack() as stack:
-        stack.callback(optimizer.zero_grad)
         stack.enter_context(use_task(model, task))
         stack.enter_context(_shared_parts_fixed(model))
+        stack.enter_context(_best_at_the_end(state))
+        stack.callback(optimizer.zero_grad)
         show = stack.enter_context(_bar(task, epochs, progress))
         show(state)
         device = device_of(model)
@@ -135,10 +148,10 @@ def fit(
             number = state.epoch + 1
             epoch_seed = _epoch_seed(seed, number)
             with _seeded(epoch_seed, device):
-                batches = batches_of(train, batch_size, shuffle_seed=epoch_seed)
+                batches = batches_of(train, batch_size, epoch_seed, "train")
                 train_loss = _train_epoch(model, task, batches, loss, optimizer, device, number)
                 if val is not None:
-                    val_loss = evaluate(model, task, val, loss=loss, batch_size=batch_size)["loss"]
+                    val_loss = _evaluate(model, task, val, loss, {}, batch_size, "val")["loss"]
                     _check_finite(val_loss, f"task {task!r}, epoch {number}: the validation loss")
                     state.val_loss.append(val_loss)
             state.train_loss.append(train_loss)
@@ -148,8 +161,6 @@ def fit(
             if file is not None:
                 file.write(state)
             show(state)
-    if state.best:
-        copy_into(own, state.best)
     return History(
         tuple(state.train_loss),
         tuple(state.val_loss),
@@ -172,10 +183,12 @@ def predict(model: nn.Module, task: str, x: Tensor, batch_size: int = 512) -> Te
 
     Raises:
         TaskError: if nothing is allocated to the task.
+        TypeError: if ``x`` is no tensor, or ``batch_size`` no int.
         ValueError: if ``batch_size`` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1. Got {batch_size}.")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor. Got a {type(x).__name__}.")
+    check_int("batch_size", batch_size, least=1)
     device = device_of(model)
     with use_task(model, task), _mode(model, training=False), torch.no_grad():
         return torch.cat([model(part.to(device)) for part in torch.split(x, batch_size)])
@@ -203,66 +216,47 @@ def evaluate(
 
     Raises:
         TaskError: if nothing is allocated to the task.
+        TypeError: if ``data`` is neither tensors nor batches that are pairs of them, ``batch_size`` is no int, or the
+            loss gives no scalar tensor.
         ValueError: if there is neither loss nor metric, a metric is named "loss", or ``data`` is empty.
     """
     metrics = metrics or {}
     if (loss is None and not metrics) or "loss" in metrics:
         raise ValueError('loss, metrics: expected a loss or at least one metric, none of them named "loss".')
+    return _evaluate(model, task, data, loss, metrics, batch_size, "data")
+
+
+def _evaluate(
+    model: nn.Module,
+    task: str,
+    data: Data,
+    loss: Loss | None,
+    metrics: Mapping[str, Metric],
+    batch_size: int,
+    name: str,
+) -> dict[str, float]:
+    """`evaluate` for an argument that the caller calls ``name``."""
     device = device_of(model)
     total, samples = 0.0, 0
     outputs, targets = [], []
     with use_task(model, task), _mode(model, training=False), torch.no_grad():
-        for batch in batches_of(data, batch_size):
+        for batch in batches_of(data, batch_size, name=name):
             x, target = to_device(batch, device)
             output = model(x)
+            count = _samples(x)
             if loss is not None:
-                total += loss(output, target).item() * _samples(x)
-            samples += _samples(x)
+                total += _scalar(loss(output, target)).item() * count
+            samples += count
             if metrics:
                 outputs.append(output)
                 targets.append(target)
     if samples == 0:
-        raise ValueError("data: expected at least one sample. Got none.")
+        raise ValueError(f"{name}: expected at least one sample. Got none.")
     results = {} if loss is None else {"loss": total / samples}
     if metrics:
         everything = torch.cat(outputs), torch.cat(targets)
         results |= {name: float(metric(*everything)) for name, metric in metrics.items()}
     return results
-
-
-def _checked_optimizer(
-    model: nn.Module, task: str, optimizer: Optimizer | OptimizerFactory | None, lr: float
-) -> Optimizer:
-    """The optimizer to use, over exactly the parameters of the task."""
-    own = parameters(model, task)
-    if optimizer is None:
-        optimizer = torch.optim.Adam(own, lr=lr)
-    elif not isinstance(optimizer, Optimizer):
-        optimizer = optimizer(own)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    mine = {id(parameter) for parameter in own}
-    if held == mine:
-        return optimizer
-    names = {id(parameter): f"{name}, shared by all tasks" for name, parameter in model.named_parameters()}
-    for other in tasks(model):
-        for name, tensor in own_tensors(model, other).items():
-            names[id(tensor)] = f"{name} of task {other!r}"
-    strange = sorted(names.get(each, "a tensor not in this network") for each in held - mine)
-    raise ValueError(
-        f"optimizer: expected exactly rsn2.parameters(model, {task!r}). It holds {strange} besides, and "
-        f"lacks {sorted(names[each] for each in mine - held)}. Make it after rsn2.allocate."
-    )
-
-
-def _check_arguments(val: Data | None, epochs: int, batch_size: int, patience: int | None, min_delta: float) -> None:
-    least = {"epochs": 0, "batch_size": 1, "min_delta": 0}
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("min_delta", min_delta)):
-        if not value >= least[name]:
-            raise ValueError(f"{name}: expected at least {least[name]}. Got {value}.")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience: expected at least 1, or None. Got {patience}.")
-    if patience is not None and val is None:
-        raise ValueError("patience: early stopping needs validation data. Got val=None.")
 
 
 def _train_epoch(
@@ -280,15 +274,38 @@ def _train_epoch(
         for number, batch in enumerate(batches, start=1):
             x, target = to_device(batch, device)
             optimizer.zero_grad()
-            value = loss(model(x), target)
-            _check_finite(value.item(), f"task {task!r}, epoch {epoch}, batch {number}: the loss")
-            torch.autograd.backward(value)
+            where = f"task {task!r}, epoch {epoch}, batch {number}"
+            result = _scalar(loss(model(x), target))
+            value = result.item()
+            _check_finite(value, f"{where}: the loss")
+            torch.autograd.backward(result)
+            _check_finite(_largest_gradient(optimizer), f"{where}: the largest gradient")
             optimizer.step()
-            total += value.item() * _samples(x)
-            samples += _samples(x)
+            count = _samples(x)
+            total += value * count
+            samples += count
     if samples == 0:
         raise TrainingError(f"train: epoch {epoch} has no samples; expected an iterable that starts anew.")
     return total / samples
+
+
+def _scalar(value: object) -> Tensor:
+    """What a loss gave, checked."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss: expected a scalar tensor, the mean over the batch. Got a {type(value).__name__}.")
+    if value.ndim > 0:
+        raise TypeError(
+            f"loss: expected a scalar tensor, the mean over the batch. Got one of shape {tuple(value.shape)}."
+        )
+    return value
+
+
+def _largest_gradient(optimizer: Optimizer) -> float:
+    """Largest magnitude of all gradients; NaN if one is. Unlike a sum of squares it is finite if they all are."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    # A layer in which the task owns nothing has an empty gradient, and that has no maximum.
+    return get_total_norm([gradient for gradient in dense if gradient.numel()], norm_type=math.inf).item()
 
 
 def _check_finite(value: float, what: str) -> None:
@@ -296,19 +313,11 @@ def _check_finite(value: float, what: str) -> None:
         raise TrainingError(f"{what} is {value}. Lower the learning rate, or look at the data.")
 
 
-def _size(data: Data | None) -> list[int] | str | None:
-    """What a resume file remembers of a data set: the shape of its samples, if they are one tensor."""
-    if data is None:
-        return None
-    pair = as_tensor_pair(data)
-    return "batches" if pair is None else list(pair[0].shape)
-
-
 def _samples(x: Any) -> int:
     """Number of samples in a batch's input: the first dimension of the first tensor in it."""
-    while not isinstance(x, Tensor):
-        x = next(iter(x.values() if isinstance(x, dict) else x))
-    return int(x.shape[0])
+    first = first_tensor(x)
+    assert first is not None, "the batch was checked"
+    return first.shape[0]
 
 
 def _best_epoch(val_loss: Sequence[float]) -> int | None:
@@ -329,20 +338,29 @@ def _should_stop(val_loss: Sequence[float], patience: int | None, min_delta: flo
 
 @contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode inside; behind, each module in its own mode of before.
+    """Train or eval mode inside; behind, each module in its own mode of before. To be entered inside `use_task`.
 
     Norms that all tasks share stay in eval mode: training one task must not move their statistics.
     """
     before = {module: module.training for module in model.modules()}
-    owned = {part for module in per_task_modules(model).values() for part in module.modules()}
+    shared = set(shared_norms(model))
     try:
         for module in before:
-            shared_norm = isinstance(module, nn.modules.batchnorm._NormBase) and module not in owned
-            module.training = training and not shared_norm
+            module.training = training and module not in shared
         yield
     finally:
         for module, mode in before.items():
             module.training = mode
+
+
+@contextmanager
+def _best_at_the_end(state: FitState) -> Iterator[None]:
+    """Put the best epoch's copy back behind the block, however that ends."""
+    try:
+        yield
+    finally:
+        if state.best:
+            copy_into(state.own, state.best)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The gradients of an operator and of its gradients, to any order: one piece for all operators.
 
-The products of an operator are the partial derivatives of one trilinear form, the sum of dy * (W x) over all positions:
-in dy the operator itself, in x the product ``<name>_dx``, in the values the product ``<name>_dvalues``. So the gradients
-of each product are the other two, and the three are closed under differentiation.
+The products of an operator are the partial derivatives of one trilinear form, the sum of dy * (W x) over all
+positions: in dy the operator itself, in x the product ``<name>_dx``, in the values the product ``<name>_dvalues``. So
+the gradients of each product are the other two, and the three are closed under differentiation.
 """
 
 from collections.abc import Callable

@@ -48,7 +48,9 @@ def checked_operands(
     if forward_ad._current_level >= 0:
         for name, operand in operands.items():
             if forward_ad.unpack_dual(operand).tangent is not None:
-                raise NotImplementedError(f"{name}: forward-mode derivatives are not supported; use reverse mode.")
+                raise NotImplementedError(
+                    f"{name}: forward-mode derivatives are not supported; use reverse mode (torch.autograd)."
+                )
 
     device = pattern.device.type
     if torch.is_autocast_enabled(device):

@@ -139,7 +139,7 @@ def test_fan_in_rescaling_multiplies_each_row_once() -> None:
     mask = plain[2].owners.mask(0)
     assert torch.equal(mask, scaled[2].owners.mask(0))
     factor = torch.tensor([math.sqrt(32 / max(int(row.sum()), 1)) for row in mask])
-    torch.testing.assert_close(scaled[2].weight("shapes"), plain[2].weight("shapes") * factor.unsqueeze(1))
+    torch.testing.assert_close(scaled[2].dense_weight("shapes"), plain[2].dense_weight("shapes") * factor.unsqueeze(1))
 
 
 def test_allocation_leaves_mode_gradients_and_statistics_alone() -> None:
@@ -149,6 +149,21 @@ def test_allocation_leaves_mode_gradients_and_statistics_alone() -> None:
     model = network().train()
     rsn2.allocate(model, "shapes", 0.3, LOSS["shapes"], [samples("shapes")])
     assert int(model[3].of("shapes").num_batches_tracked) == 0
+
+
+def test_a_layer_in_which_a_task_owns_nothing_is_named() -> None:
+    model = nn.Sequential(MultitaskLinear(8, 8), MultitaskLinear(8, 1))
+    with pytest.warns(UserWarning, match=r"task 'a' owns no weight in \['1'\]"):
+        rsn2.allocate(model, "a", 0.05, criterion="random")
+
+
+def test_allocation_leaves_statistics_of_given_modules_and_random_state_alone() -> None:
+    own = rsn2.nn.PerTask({"a": nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5))})
+    model = nn.Sequential(own, MultitaskLinear(8, 1)).train()
+    state = torch.get_rng_state()
+    rsn2.allocate(model, "a", 0.5, nn.functional.mse_loss, [(torch.ones(4, 8), torch.zeros(4, 1))])
+    assert int(own.of("a")[0].num_batches_tracked) == 0
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def nan_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,13 @@ def test_the_stock_state_dict_round_trips_too(model: nn.Module, tmp_path: Path) 
     assert_same(snapshot(model), snapshot(fresh))
 
 
+def with_part(number: int, part: nn.Module) -> nn.Module:
+    """The plain network with one module exchanged."""
+    network = plain_network()
+    network[number] = part
+    return network
+
+
 def assert_refused(path: Path, message: str | None = None) -> None:
     plain = plain_network(9)
     before = copy.deepcopy(plain.state_dict())
@@ -231,9 +238,12 @@ EDITS = {
     "task name": (put("layers", "2", "slots", value={"../x": 0, "sizes": 1}), "layer '2', field 'slots'"),
     "negative slot": (put("layers", "2", "densities", value={"-1": 0.3, "1": 0.3}), "layer '2', field 'densities'"),
     "density": (put("layers", "2", "densities", value={"0": 3, "1": 0.3}), "layer '2', field 'densities'"),
-    "per-task name": (put("per_task", "3", "tasks", value=["a.b"]), "per-task module '3', field 'tasks'"),
+    "densities too large": (put("layers", "2", "densities", value={"0": 0.9, "1": 0.9}), "field 'densities'"),
+    "geometry of text": (put("layers", "2", "geometry", value="x"), "layer '2', field 'geometry'"),
+    "version of truth": (put("version", value=True), "field 'version': expected 1. Got True"),
+    "per-task name": (put("per_task", "3", "kinds", value={"a.b": "x"}), "per-task module '3', field 'kinds'"),
     "per-task template": (put("per_task", "3", "template", value="yes"), "per-task module '3', field 'template'"),
-    "per-task module nobody has": (put("per_task", "99", value={"tasks": [], "template": True}), "99: the file has"),
+    "per-task module nobody has": (put("per_task", "99", value={"kinds": {}, "template": True}), "99: the file has"),
     "layer nobody has": (
         lambda record, tensors: record["layers"].update({"99": record["layers"]["2"]}),
         "layer '99'",
@@ -269,14 +279,45 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
         (lambda: nn.Sequential(*[*plain_network()][:2], nn.ReLU(), *[*plain_network()][3:]), "expected Linear"),
         (lambda: nn.Sequential(*plain_network(), nn.Linear(2, 2)), "not a checkpoint of this architecture"),
         (lambda: plain_network().double(), "expected torch.float64"),
+        (lambda: with_part(8, nn.Conv2d(2, 6, 3, padding=1, dilation=2)), "'8', field 'geometry'"),
+        (lambda: with_part(6, nn.RMSNorm(32)), "not a checkpoint of this architecture|field 'kinds'"),
+        (lambda: with_part(3, nn.InstanceNorm1d(40, affine=True, track_running_stats=True)), "3, field 'kinds'"),
     ],
-    ids=["other-network", "other-size", "other-type", "one-layer-more", "other-dtype"],
+    ids=[
+        "other-network",
+        "other-size",
+        "other-type",
+        "one-layer-more",
+        "other-dtype",
+        "other-geometry",
+        "other-norm",
+        "norm-with-the-same-tensors",
+    ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(
     other: Callable[[], nn.Module], message: str, file: Path
 ) -> None:
     with pytest.raises(rsn2.CheckpointError, match=message):
         rsn2.load(file, model=other())
+
+
+def test_a_module_under_two_names_round_trips(tmp_path: Path) -> None:
+    def twice() -> nn.Module:
+        shared = nn.Linear(8, 8)
+        return nn.ModuleDict({"first": shared, "second": shared})
+
+    model = rsn2.convert(twice())
+    rsn2.allocate(model, "a", 0.5, criterion="magnitude")
+    rsn2.save(model, tmp_path / "net.safetensors")
+    loaded = rsn2.load(tmp_path / "net.safetensors", twice())
+    assert loaded["first"] is loaded["second"]
+    assert_same(snapshot(model), snapshot(loaded))
+    assert describe(tmp_path / "net.safetensors").nbytes == rsn2.report(model).nbytes
+
+
+def test_a_compiled_network_is_saved_as_the_network_it_compiles(model: nn.Module, tmp_path: Path) -> None:
+    rsn2.save(torch.compile(model), tmp_path / "net.safetensors")
+    assert_same(snapshot(model), snapshot(rsn2.load(tmp_path / "net.safetensors", plain_network(9))))
 
 
 def test_a_failed_save_leaves_the_old_file(file: Path, model: nn.Module) -> None:

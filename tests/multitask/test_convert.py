@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import rsn2
 from networks import plain_network
@@ -62,15 +63,32 @@ class TiedWeights(nn.Module):
         self.output.weight = self.embedding.weight
 
 
+class OwnNorm(nn.BatchNorm1d):
+    """A subclass may do anything; only exact types are replaced."""
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return nn.Sequential(layer)
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
         (nn.Sequential(nn.Linear(2, 2)), {"exclude": ("nope",)}, "no module is named 'nope'"),
         (nn.Sequential(nn.Linear(2, 2)), {"exclude": "0"}, "expected a sequence of names"),
         (nn.Sequential(nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 3)), {}, "1: ConvTranspose2d has no multitask form"),
-        (TiedWeights(), {}, "output: its weight is used by another module"),
+        (TiedWeights(), {}, "output: a parameter of it is used by another module"),
+        (TiedWeights(), {"per_task": ("output",)}, "output: a parameter of it is used by another module"),
+        (nn.Sequential(OwnNorm(2)), {}, "0: OwnNorm has no multitask form"),
+        (nn.TransformerEncoderLayer(4, 2), {}, "TransformerEncoderLayer has no multitask form"),
+        (hooked(), {}, "0: it has hooks"),
+        (nn.Sequential(weight_norm(nn.Linear(2, 2))), {}, "0: it is parametrized"),
+        (nn.Sequential(nn.Linear(2, 2).requires_grad_(False)), {}, "0: it is frozen"),
+        (rsn2.convert(nn.Sequential(nn.Linear(2, 2))), {"per_task": ("0",)}, "'0' is a MultitaskLinear already"),
     ],
-    ids=["unknown-name", "string", "unsupported", "tied"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_converted_is_named_and_nothing_changes(
     model: nn.Module, arguments: dict[str, object], message: str
@@ -79,3 +97,12 @@ def test_what_cannot_be_converted_is_named_and_nothing_changes(
     with pytest.raises(ValueError, match=message):
         rsn2.convert(model, **arguments)
     assert list(model.modules()) == before
+
+
+def test_a_network_with_tasks_is_not_converted_further() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
+    rsn2.convert(model, exclude=("head",))
+    rsn2.allocate(model, "a", 0.5, criterion="magnitude")
+    with pytest.raises(rsn2.TaskError, match=r"\['head'\] can only be converted before"):
+        rsn2.convert(model)
+    assert type(model["head"]) is nn.Linear

@@ -1,6 +1,8 @@
 """Multitask layers compute what the dense layer with the task's weights computes, and say what is wrong."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rsn2
-from networks import allocated, network, samples
+from networks import allocated, network, plain_network, samples
 from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
 
 
@@ -28,7 +30,7 @@ def test_linear_equals_dense_linear_on_the_tasks_weight(bias: bool, leading: tup
     for task in ("a", "b"):
         layer.active = task
         own_bias = layer.biases[str(layer.slot(task))] if bias else None
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight(task), own_bias))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.dense_weight(task), own_bias))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_conv2d_equals_torchs_with_every_option(options: dict[str, object], kern
     layer = MultitaskConv2d.from_dense(dense)
     claim(layer, "a", 0.4)
     with torch.no_grad():
-        dense.weight.copy_(layer.weight("a"))
+        dense.weight.copy_(layer.dense_weight("a"))
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     torch.testing.assert_close(layer(x), dense(x))
 
@@ -169,3 +171,41 @@ def test_per_task_takes_modules_or_a_template_not_both() -> None:
         fixed.add_task("b")
     with pytest.raises(rsn2.TaskError, match="already"):
         fixed.add_task("a")
+
+
+def test_threads_that_run_different_tasks_of_one_network_do_not_mix() -> None:
+    model = allocated("shapes", "sizes").eval()
+    inputs = {task: samples(task)[0] for task in ("shapes", "sizes")}
+    expected = {task: rsn2.predict(model, task, x) for task, x in inputs.items()}
+
+    def run(task: str) -> bool:
+        return all(torch.equal(rsn2.predict(model, task, inputs[task]), expected[task]) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, ["shapes", "sizes"] * 2))
+    assert model[2].active is None and not model.training
+
+
+def test_a_loaded_network_compiles_as_one_graph(tmp_path: Path) -> None:
+    model = allocated("shapes", "sizes").eval()
+    rsn2.save(model, tmp_path / "net.safetensors")
+    loaded = rsn2.load(tmp_path / "net.safetensors", plain_network()).eval()
+    compiled = torch.compile(loaded, fullgraph=True, backend="aot_eager")
+    for task in ("shapes", "sizes"):
+        x = samples(task)[0]
+        with rsn2.use_task(loaded, task):
+            torch.testing.assert_close(compiled(x), rsn2.predict(model, task, x))
+
+
+def test_tasks_cannot_be_given_the_same_module() -> None:
+    head = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'a' and 'b' share a tensor"):
+        PerTask({"a": head, "b": head})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_fan_in_rescaling_keeps_the_dtype(dtype: torch.dtype) -> None:
+    model = rsn2.convert(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype))
+    rsn2.allocate(model, "a", 0.5, criterion="magnitude", rescale="fan_in")
+    with rsn2.use_task(model, "a"):
+        assert model(torch.randn(3, 16, dtype=dtype)).dtype == dtype

@@ -86,6 +86,15 @@ def test_an_optimizer_cannot_be_made_before_allocation() -> None:
         torch.optim.Adam(rsn2.parameters(model, "shapes"))
 
 
+def test_statistics_of_a_norm_that_all_tasks_share_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1)).train()
+    rsn2.convert(model, exclude=("1",))
+    before = model[1].running_mean.clone()
+    rsn2.allocate(model, "sizes", 0.5, nn.functional.mse_loss, [samples("sizes")])
+    train(model, "sizes", torch.optim.Adam(rsn2.parameters(model, "sizes")))
+    assert torch.equal(model[1].running_mean, before) and model[1].training
+
+
 def test_tasks_do_not_share_parameters() -> None:
     model = allocated("shapes", "sizes")
     ids = [{id(parameter) for parameter in rsn2.parameters(model, task)} for task in ("shapes", "sizes")]

@@ -1,6 +1,7 @@
 """Tables of numbers: read from scikit-learn or a CSV file, split in three, and standardised."""
 
 import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,15 +64,16 @@ class Scaling:
     def of(cls, kind: Kind, table: Table, rows: npt.NDArray[np.int64]) -> Self:
         """The scaling by ``rows`` of a table. A constant column keeps its scale."""
         x = table.x[rows]
-        deviation = x.std(axis=0)
         target_mean, target_scale = 0.0, 1.0
-        if table.classes is None:
-            target_mean = float(table.target[rows].mean())
-            target_scale = float(table.target[rows].std()) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by name
+            mean, deviation = x.mean(axis=0), x.std(axis=0)
+            if table.classes is None:
+                target_mean = float(table.target[rows].mean())
+                target_scale = float(table.target[rows].std()) or 1.0
         return cls(
             kind,
             table.features,
-            tuple(x.mean(axis=0).tolist()),
+            tuple(mean.tolist()),
             tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
             table.classes,
             target_mean,
@@ -96,14 +98,16 @@ class Scaling:
         return len(self.classes) if self.classes is not None else 1
 
     def inputs(self, x: Numbers) -> Tensor:
-        """Rows ``[n, features]`` in their units to float32 network inputs."""
-        return torch.from_numpy((x - np.array(self.mean)) / np.array(self.scale)).to(torch.float32)
+        """Rows ``[n, features]`` in their units to float32 network inputs; infinite where float32 ends."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by name
+            return torch.from_numpy((x - np.array(self.mean)) / np.array(self.scale)).to(torch.float32)
 
     def targets(self, target: Numbers) -> Tensor:
         """Targets ``[n]`` to what the loss takes: int64 ``[n]``, or standardised float32 ``[n, 1]``."""
         if self.classes is not None:
             return torch.from_numpy(target).to(torch.int64)
-        standardised = torch.from_numpy((target - self.target_mean) / self.target_scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by name
+            standardised = torch.from_numpy((target - self.target_mean) / self.target_scale)
         return standardised.to(torch.float32).unsqueeze(1)
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def load_split(task: TaskConfig) -> Split:
     """Read a task's data and split it: 30 % test, 15 % of the rest validation, stratified by class.
 
     Raises:
-        ConfigError: if the data is not as the task says; names task, column and line.
+        ConfigError: if the data is not as the task says, or too large for float32; names task, column and line.
         MissingPackageError: if scikit-learn is not installed.
     """
     where = f"task {task.name!r}"
@@ -138,10 +142,28 @@ def load_split(task: TaskConfig) -> Split:
     train, val = _divide(where, rest, table, VALIDATION_SHARE)
     scaling = Scaling.of(task.kind, table, train)
 
+    statistics = [*zip(scaling.features, scaling.mean, scaling.scale, strict=True)]
+    statistics += [("the target", scaling.target_mean, scaling.target_scale)]
+    _check_scaled(where, [name for name, *values in statistics if not np.isfinite(values).all()])
+
     def part(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        return scaling.inputs(table.x[rows]), scaling.targets(table.target[rows])
+        x, target = scaling.inputs(table.x[rows]), scaling.targets(table.target[rows])
+        columns = torch.isfinite(x).all(dim=0).tolist()
+        unfit = [name for name, finite in zip(scaling.features, columns, strict=True) if not finite]
+        _check_scaled(where, unfit + ["the target"] * (not bool(torch.isfinite(target).all())))
+        return x, target
 
     return Split(part(train), part(val), part(test), scaling)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -184,6 +206,11 @@ def numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], co
             if not np.isfinite(result[number, place]):
                 raise ConfigError(f"{path}: line {number + 2}, column {name!r}: expected a number. Got {row[index]!r}.")
     return result
+
+
+def _check_scaled(where: str, unfit: Sequence[str]) -> None:
+    if unfit:
+        raise ConfigError(f"{where} data: values too large for float32 after scaling, in {', '.join(unfit)}.")
 
 
 def _from_sklearn(where: str, name: str, kind: Kind) -> Table:

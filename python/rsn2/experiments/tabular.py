@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
-from rsn2.experiments.datasets import Scaling, load_split, numbers, read_rows
+from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
 from rsn2.experiments.runner import Experiment, Task
 from rsn2.nn import PerTask
 from rsn2.record import CheckpointError
@@ -49,6 +49,8 @@ class TabularNet(nn.Module):
 def experiment(config: Config) -> Experiment:
     """Read the data of a configuration and say what is to be run on it.
 
+    The settings of the experiment hold the SHA-256 of every CSV file, so that a run is of these files alone.
+
     Raises:
         ConfigError: if a data set is not as its task says.
         FileNotFoundError: if a CSV file is missing.
@@ -56,7 +58,11 @@ def experiment(config: Config) -> Experiment:
     """
     tasks = []
     scalings = {}
+    files: dict[str, str] = {}
     for task in config.tasks:
+        # The hash comes first: a file that changes in between belongs to no later run.
+        if task.target is not None:
+            files[task.name] = file_sha256(Path(task.data))
         split = load_split(task)
         scalings[task.name] = split.scaling
         classes = task.kind == "classification"
@@ -90,7 +96,7 @@ def experiment(config: Config) -> Experiment:
         tasks=tasks,
         allocation=config.allocation,
         metadata=metadata,
-        settings=config.to_json(),
+        settings={**config.to_json(), "data": files},
     )
 
 
@@ -115,7 +121,8 @@ def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> li
 
     Raises:
         CheckpointError: if the checkpoint is damaged or not of a tabular experiment.
-        ConfigError: if it has no such task, columns are missing or too many, or a field is no number.
+        ConfigError: if it has no such task, columns are missing or too many, a field is no number or too large for
+            float32 after scaling, or the network's outputs for a row are not finite; names the line.
         FileNotFoundError: if a file is missing.
     """
     metadata = read_metadata(checkpoint)
@@ -130,8 +137,16 @@ def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> li
         raise ConfigError(f"{path}: columns missing: {missing}; columns that are no features: {extra}.")
     if not rows:
         return []
-    x = scaling.inputs(numbers(path, header, rows, scaling.features))
+    values = numbers(path, header, rows, scaling.features)
+    x = scaling.inputs(values)
+    for row, column in (~torch.isfinite(x)).nonzero().tolist():
+        raise ConfigError(
+            f"{path}: line {row + 2}, column {scaling.features[column]!r}: expected a number that float32 can hold "
+            f"after scaling. Got {values[row, column]}."
+        )
     outputs = predict(load(checkpoint, rebuild(metadata)), task, x)
+    for row, _ in (~torch.isfinite(outputs)).nonzero().tolist():
+        raise ConfigError(f"{path}: line {row + 2}: the network's outputs are not finite: {outputs[row].tolist()}.")
     if scaling.classes is not None:
         return [scaling.classes[number] for number in outputs.argmax(dim=1).tolist()]
     return [str(value) for value in scaling.values(outputs).tolist()]

@@ -50,6 +50,17 @@ class MultitaskConv2d(MultitaskLayer):
         """Torch's shape of the dense weight."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Stride, padding, dilation, groups and padding mode, as JSON."""
+        return {
+            "stride": list(self.stride),
+            "padding": self._pad_before or list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+            "padding_mode": self.padding_mode,
+        }
+
     def _padded(self, x: Tensor) -> Tensor:
         if self._pad_before is None:
             return x

@@ -21,8 +21,8 @@ class MultitaskLayer(nn.Module):
     task's tensor. Until a task claims it, a position holds its initial value in the pool.
 
     Attributes:
-        owners: who owns each position; its task numbers are this layer's slots.
-        slots: task name -> slot. Several tasks may share one slot.
+        owners: who owns each position; its task numbers are this layer's slots. Read it; the layer changes it.
+        slots: task name -> slot.
         densities: slot -> the density that was asked for (what it owns differs by rounding, or by global scope).
         values: slot -> packed values ``[nnz]``, the trainable weights.
         biases: slot -> bias ``[rows]``; empty without bias.
@@ -34,6 +34,7 @@ class MultitaskLayer(nn.Module):
 
     pool: Tensor | None
     initial_bias: Tensor | None
+    _like: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -45,6 +46,8 @@ class MultitaskLayer(nn.Module):
         self.biases = nn.ParameterDict()
         self.register_buffer("pool", weight.detach().clone())
         self.register_buffer("initial_bias", None if bias is None else bias.detach().clone())
+        # Holds no element: it carries dtype and device to where a finalized layer without tasks has no other tensor.
+        self.register_buffer("_like", weight.detach().new_empty(0), persistent=False)
         self.active: str | None = None
         self._patterns: dict[int, SparsePattern] = {}
         self._candidates: Tensor | None = None
@@ -79,7 +82,7 @@ class MultitaskLayer(nn.Module):
             self._patterns[slot] = SparsePattern.from_mask(self.owners.mask(slot))
         return self._patterns[slot]
 
-    def weight(self, task: str) -> Tensor:
+    def dense_weight(self, task: str) -> Tensor:
         """The dense weight of one task, in torch's shape: its values at its positions, 0 elsewhere. A copy.
 
         Raises:
@@ -96,7 +99,7 @@ class MultitaskLayer(nn.Module):
             task: a new name.
             mask: bool ``[rows, cols]``, free positions only.
             density: the share of all positions that was asked for, kept for the check that all of them add to <= 1.
-            scale: ``[rows]``; each row's values are multiplied by it once.
+            scale: float64 ``[rows]``; each row's values are multiplied by it once.
 
         Raises:
             TaskError: if the task is here already, or the layer is finalized.
@@ -109,7 +112,9 @@ class MultitaskLayer(nn.Module):
             raise TaskError(f"task {task!r} cannot be added: the layer is finalized, its free weights are gone.")
         slot = next(number for number in range(len(self.densities) + 1) if number not in self.densities)
         self.owners.claim(slot, mask)
-        initial = self.pool.flatten(1) if scale is None else self.pool.flatten(1) * scale.unsqueeze(1)
+        initial = self.pool.flatten(1)
+        if scale is not None:
+            initial = (initial.to(scale.dtype) * scale.unsqueeze(1)).to(initial.dtype)
         self.slots[task] = slot
         self.densities[slot] = density
         self.values[str(slot)] = nn.Parameter(self.pattern(slot).pack(initial))
@@ -129,6 +134,11 @@ class MultitaskLayer(nn.Module):
     def weight_shape(self) -> tuple[int, ...]:
         """Torch's shape of the dense weight."""
         raise NotImplementedError
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What decides the layer's result besides its tensors, as JSON."""
+        return {}
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Torch's own operator, on a weight of torch's shape: what allocation differentiates."""
@@ -170,7 +180,7 @@ class MultitaskLayer(nn.Module):
             owners = OwnerMap.empty(self.owners.shape, self.owners.device)
         self.owners, self.slots, self.densities = owners, slots, densities
         self._patterns.clear()
-        like = self._float_like()
+        like = self._like
         for parameters, sizes in (
             (self.values, {slot: owners.count(slot) for slot in densities}),
             (self.biases, dict.fromkeys(densities, owners.shape[0]) if self.initial_bias is not None else {}),
@@ -184,10 +194,6 @@ class MultitaskLayer(nn.Module):
             self.pool = None
         elif self.pool is None:
             self.pool = like.new_zeros(self.weight_shape)
-
-    def _float_like(self) -> Tensor:
-        """Any floating-point tensor of the layer: the dtype and device for new ones."""
-        return next(t for t in (self.pool, self.initial_bias, *self.values.values()) if isinstance(t, Tensor))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The extra state comes first here, since it decides which parameters there are to load.

@@ -1,7 +1,9 @@
-"""The rule for task names, which become parts of parameter names."""
+"""The rules for what a task is given: its name, which becomes part of parameter names, and its density."""
 
 import re
 
+# Densities such as 5 x 0.2 add to 1 only up to the rounding of binary fractions.
+SUM_TOLERANCE = 1e-9
 _ALLOWED = re.compile(r"[A-Za-z0-9_\-]+")
 
 

@@ -30,8 +30,13 @@ class PerTask(nn.Module):
             raise ValueError("PerTask: expected either a module per task or a template.")
         self.by_task = nn.ModuleDict()
         self.template = copy.deepcopy(template).requires_grad_(False) if template is not None else None
+        holders: dict[int, str] = {}
         for task, module in (modules or {}).items():
             check_task_name(task)
+            for tensor in (*module.parameters(), *module.buffers()):
+                holder = holders.setdefault(id(tensor), task)
+                if holder != task:
+                    raise ValueError(f"modules: those of {holder!r} and {task!r} share a tensor.")
             self.by_task[_key(task)] = module
         self.active: str | None = None
 

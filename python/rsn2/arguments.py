@@ -1,0 +1,91 @@
+"""What `fit` refuses before its first step: numbers out of range, and optimizers that do not fit the task."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rsn2.tasks import own_tensors, parameters, tasks
+
+OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+
+
+def check_int(name: str, value: object, least: int | None = None) -> None:
+    """Raise unless the argument ``name`` is an int, and at least ``least``.
+
+    Raises:
+        TypeError: if it is no int, a bool included.
+        ValueError: if it is below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int. Got {value!r}.")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected at least {least}. Got {value}.")
+
+
+def check_fit_arguments(
+    loss: object, epochs: object, batch_size: object, patience: object, min_delta: object, seed: object, has_val: bool
+) -> None:
+    """Check all arguments of `fit` that depend on neither network nor data.
+
+    Raises:
+        TypeError: if one is of another type.
+        ValueError: if one is out of range, or there is patience without validation data.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss: expected a function loss(outputs, targets) -> scalar tensor. Got {loss!r}.")
+    check_int("epochs", epochs, least=0)
+    check_int("batch_size", batch_size, least=1)
+    check_int("seed", seed)
+    if isinstance(min_delta, bool) or not isinstance(min_delta, int | float):
+        raise TypeError(f"min_delta: expected a number. Got {min_delta!r}.")
+    if not min_delta >= 0:
+        raise ValueError(f"min_delta: expected at least 0. Got {min_delta}.")
+    if patience is None:
+        return
+    check_int("patience", patience, least=1)
+    if not has_val:
+        raise ValueError("patience: early stopping needs validation data. Got val=None.")
+
+
+def checked_optimizer(
+    model: nn.Module, task: str, optimizer: Optimizer | OptimizerFactory | None, lr: float
+) -> Optimizer:
+    """The optimizer to use, over exactly the parameters of the task; Adam with ``lr`` for None.
+
+    Raises:
+        TaskError: if nothing is allocated to the task.
+        TypeError: if it is neither an optimizer nor a function that makes one, or its step needs a closure.
+        ValueError: if it holds other parameters than the task's; names them.
+    """
+    own = parameters(model, task)
+    made = torch.optim.Adam(own, lr=lr) if optimizer is None else optimizer
+    if not isinstance(made, Optimizer) and callable(made):
+        made = made(own)
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            "optimizer: expected a torch.optim.Optimizer, a function that makes one of a list of parameters "
+            f"(such as torch.optim.Adam), or None. Got {optimizer!r}"
+            + (f", which makes {made!r}." * callable(optimizer))
+        )
+    _, *options = inspect.signature(type(made).step).parameters.values()
+    if any(option.default is option.empty and option.kind is option.POSITIONAL_OR_KEYWORD for option in options):
+        raise TypeError(
+            f"optimizer: expected one whose step needs no closure. The step of {type(made).__name__} runs the loss "
+            "several times, which fit does not do."
+        )
+    held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+    mine = {id(parameter) for parameter in own}
+    if held == mine:
+        return made
+    names = {id(parameter): f"{name}, shared by all tasks" for name, parameter in model.named_parameters()}
+    for other in tasks(model):
+        for name, tensor in own_tensors(model, other).items():
+            names[id(tensor)] = f"{name} of task {other!r}"
+    strange = sorted(names.get(each, "a tensor not in this network") for each in held - mine)
+    raise ValueError(
+        f"optimizer: expected exactly rsn2.parameters(model, {task!r}). It holds {strange} besides, and "
+        f"lacks {sorted(names[each] for each in mine - held)}. Make it after rsn2.allocate."
+    )
