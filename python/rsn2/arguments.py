@@ -65,10 +65,10 @@ def checked_optimizer(
     if not isinstance(made, Optimizer) and callable(made):
         made = made(own)
     if not isinstance(made, Optimizer):
+        which = f", which makes {made!r}" if callable(optimizer) else ""
         raise TypeError(
             "optimizer: expected a torch.optim.Optimizer, a function that makes one of a list of parameters "
-            f"(such as torch.optim.Adam), or None. Got {optimizer!r}"
-            + (f", which makes {made!r}." * callable(optimizer))
+            f"(such as torch.optim.Adam), or None. Got {optimizer!r}{which}."
         )
     _, *options = inspect.signature(type(made).step).parameters.values()
     if any(option.default is option.empty and option.kind is option.POSITIONAL_OR_KEYWORD for option in options):

@@ -43,7 +43,7 @@ def check_data(data: object, name: str) -> None:
     """
     if isinstance(data, Dataset):
         raise TypeError(
-            f"{name}: expected {_DATA}. Got a {type(data).__name__}, which gives single samples: wrap it in a "
+            f"{name}: expected {_DATA}. Got {type(data).__name__}, which gives single samples: wrap it in a "
             "torch.utils.data.DataLoader."
         )
     pair = as_tensor_pair(data)
@@ -148,7 +148,7 @@ def _kind(value: object) -> str:
     """The type of a value, with those of the parts of a short tuple or list."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
-        return f"a {kind} of shape {tuple(value.shape)}"
+        return f"{kind} of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list) and len(value) <= 4:
-        return f"a {kind} of ({', '.join(type(part).__name__ for part in value)})"
-    return f"a {kind}"
+        return f"{kind} ({', '.join(type(part).__name__ for part in value)})"
+    return kind

@@ -187,7 +187,7 @@ def predict(model: nn.Module, task: str, x: Tensor, batch_size: int = 512) -> Te
         ValueError: if ``batch_size`` is below 1.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor. Got a {type(x).__name__}.")
+        raise TypeError(f"x: expected a tensor. Got {type(x).__name__}.")
     check_int("batch_size", batch_size, least=1)
     device = device_of(model)
     with use_task(model, task), _mode(model, training=False), torch.no_grad():
@@ -292,7 +292,7 @@ def _train_epoch(
 def _scalar(value: object) -> Tensor:
     """What a loss gave, checked."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"loss: expected a scalar tensor, the mean over the batch. Got a {type(value).__name__}.")
+        raise TypeError(f"loss: expected a scalar tensor, the mean over the batch. Got {type(value).__name__}.")
     if value.ndim > 0:
         raise TypeError(
             f"loss: expected a scalar tensor, the mean over the batch. Got one of shape {tuple(value.shape)}."

@@ -17,8 +17,10 @@ from typer.testing import CliRunner, Result
 
 import rsn2
 from rsn2 import cli
-from rsn2.experiments import runner
+from rsn2.checkpoint import read_metadata
+from rsn2.experiments import runner, tabular
 from rsn2.experiments.reload import AuditError
+from rsn2.tasks import own_tensors
 
 CONFIG = """
 [network]
@@ -175,6 +177,26 @@ def test_train_refuses_the_folder_of_another_run(trained: tuple[Path, object], t
     assert_one_line(result, 2, r"error: .*/run holds a run with other settings \(tasks, training\): .*--fresh\.")
 
 
+def test_train_does_not_show_a_finished_run_of_other_data(tmp_path: Path) -> None:
+    config = write_data(tmp_path)
+    config.write_text(config.read_text().replace("epochs = 12", "epochs = 1"))
+    words = ("train", config, "--out", tmp_path / "run", "--no-controls", "--quiet")
+    assert call(*words).exit_code == 0
+    assert call(*words).exit_code == 0
+    with (tmp_path / "shapes.csv").open("a") as file:
+        file.write("0.5,0.5,round\n")
+    assert_one_line(call(*words), 2, r"error: .*/run holds a run with other settings \(data\): .*--fresh\.")
+    assert call(*words, "--fresh").exit_code == 0
+
+
+def test_train_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("sklearn.model_selection", "matplotlib"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            result = call("train", write_data(tmp_path), "--out", tmp_path / "run")
+        assert_one_line(result, 2, rf"error: {package} is not installed: pip install 'rsn2-kernels\[experiments\]' .*")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "pattern"),
     [
@@ -254,6 +276,12 @@ def test_predict_of_no_rows_is_no_answers(checkpoint: Path, tmp_path: Path) -> N
         ("shapes", "a\n1\n", r"error: .*rows\.csv: columns missing: \['b'\]; .*: \[\]\."),
         ("shapes", "a,b,shape\n1,2,flat\n", r"error: .*columns missing: \[\]; .* no features: \['shape'\]\."),
         ("shapes", "a,b\n1,x\n", r"error: .*line 2, column 'b': expected a number\. Got 'x'\."),
+        (
+            "shapes",
+            "b,a\n1,2\n3,1e300\n",
+            r"error: .*line 3, column 'a': .* float32 can hold after scaling\. Got 1e\+300\.",
+        ),
+        ("shapes", "a,b\n1,2\n1e39,1e38\n", r"error: .*line 3, column 'a': .*"),
         ("colours", "a,b\n1,2\n", r"error: task: .* no task 'colours'\. There are \['shapes', 'sizes'\]\."),
     ],
 )
@@ -263,6 +291,20 @@ def test_predict_names_a_users_mistake_in_one_line(
     (tmp_path / "rows.csv").write_text(content)
     result = call("predict", checkpoint, "--task", task, "--input", tmp_path / "rows.csv")
     assert_one_line(result, 2, pattern)
+
+
+def test_predict_gives_no_answer_from_outputs_that_are_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    metadata = read_metadata(checkpoint)
+    model = rsn2.load(checkpoint, tabular.rebuild(metadata))
+    with torch.no_grad():
+        for name, tensor in own_tensors(model, "shapes").items():
+            if name.startswith("head."):
+                tensor.fill_(torch.nan)
+    broken = tmp_path / "broken.safetensors"
+    rsn2.save(model, broken, metadata)
+    file = write_csv(tmp_path / "rows.csv", ["a", "b"], [[0.3, 0.9]])
+    result = call("predict", broken, "--task", "shapes", "--input", file)
+    assert_one_line(result, 2, r"error: .*rows\.csv: line 2: the network's outputs are not finite: \[nan, nan\]\.")
 
 
 def test_predict_refuses_a_checkpoint_without_data_description(checkpoint: Path, tmp_path: Path) -> None:

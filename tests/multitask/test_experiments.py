@@ -187,6 +187,16 @@ def test_a_configuration_without_tasks_is_refused(config: Path) -> None:
         ("sizes.csv", "size\n1\n", "task 'sizes' data: .* no features"),
         ("sizes.csv", "width,size\n", "task 'sizes' data: .* no rows"),
         ("sizes.csv", "", "expected a header"),
+        (
+            "sizes.csv",
+            "width,size\n" + "1e300,1\n-1e300,2\n" * 20,
+            "task 'sizes' data: values too large for float32 after scaling, in width",
+        ),
+        (
+            "sizes.csv",
+            "width,size\n" + "1,1e300\n2,-1e300\n" * 20,
+            "task 'sizes' data: values too large .* in the target",
+        ),
         ("shapes.csv", "a,shape\n1,flat\n2,flat\n", "task 'shapes' target: .* one class, 'flat'"),
         ("shapes.csv", "a,shape\n1,flat\n2,round\n", "task 'shapes' data: 2 samples cannot be split"),
     ],
@@ -337,6 +347,22 @@ def test_a_folder_with_other_settings_is_refused(finished: Path, config: Path) -
     config.write_text(config.read_text().replace("lr = 0.05", "lr = 0.06"))
     with pytest.raises(RunError, match=r"other settings \(.*training.*\).*--fresh"):
         runner.run(tabular.experiment(read_config(config)), finished / "run")
+
+
+def test_a_folder_with_other_data_is_refused(finished: Path, config: Path) -> None:
+    def experiment() -> runner.Experiment:
+        made = tabular.experiment(read_config(config))
+        # The configuration is the same but for the folder, which has no part in this test.
+        return dataclasses.replace(made, settings={**theirs, "data": made.settings["data"]})
+
+    theirs = tabular.experiment(read_config(finished / "config.toml")).settings
+    report = (finished / "run" / "report.json").read_bytes()
+    assert runner.run(experiment(), finished / "run") == json.loads(report)  # the same bytes elsewhere are the same
+    sizes = config.parent / "sizes.csv"
+    sizes.write_text(sizes.read_text().replace(",7", ",8", 1))
+    with pytest.raises(RunError, match=r"other settings \(data\): .*--fresh"):
+        runner.run(experiment(), finished / "run")
+    assert (finished / "run" / "report.json").read_bytes() == report
 
 
 def test_the_audit_notices_one_changed_value(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

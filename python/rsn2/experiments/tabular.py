@@ -139,13 +139,15 @@ def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> li
         return []
     values = numbers(path, header, rows, scaling.features)
     x = scaling.inputs(values)
-    for row, column in (~torch.isfinite(x)).nonzero().tolist():
+    if unfit := (~torch.isfinite(x)).nonzero().tolist():
+        row, column = unfit[0]
         raise ConfigError(
             f"{path}: line {row + 2}, column {scaling.features[column]!r}: expected a number that float32 can hold "
             f"after scaling. Got {values[row, column]}."
         )
     outputs = predict(load(checkpoint, rebuild(metadata)), task, x)
-    for row, _ in (~torch.isfinite(outputs)).nonzero().tolist():
+    if unfit := (~torch.isfinite(outputs)).nonzero().tolist():
+        row, _ = unfit[0]
         raise ConfigError(f"{path}: line {row + 2}: the network's outputs are not finite: {outputs[row].tolist()}.")
     if scaling.classes is not None:
         return [scaling.classes[number] for number in outputs.argmax(dim=1).tolist()]
