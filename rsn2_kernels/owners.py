@@ -43,7 +43,7 @@ class OwnerMap:
             device: where the planes live; torch's default device if None.
 
         Raises:
-            ValueError: if ``shape`` is not two positive integers.
+            TypeError, ValueError: if ``shape`` is not two positive ints.
         """
         rows_cols = _checked_shape(shape)
         return cls(rows_cols, [], {}, torch.empty(0, device=device).device)
@@ -162,6 +162,8 @@ class OwnerMap:
         Raises:
             KeyError: if a task holds no claim.
         """
+        if not isinstance(task, int | Iterable):
+            raise TypeError(f"task: expected an int or several. Got {type(task).__name__}.")
         tasks = [task] if isinstance(task, int) else list(task)
         for each in tasks:
             self._check_known(each)
@@ -251,9 +253,11 @@ def _checked_task(task: int) -> int:
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, int]:
-    if len(shape) != 2 or any(int(size) != size or size < 1 for size in shape):
-        raise ValueError(f"shape: expected (rows, cols), both at least 1. Got {tuple(shape)}.")
-    return int(shape[0]), int(shape[1])
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape: expected (rows, cols). Got {shape!r}.")
+    if len(shape) != 2 or not all(isinstance(size, int) and size >= 1 for size in shape):
+        raise ValueError(f"shape: expected (rows, cols), two ints of at least 1. Got {tuple(shape)}.")
+    return shape[0], shape[1]
 
 
 def _describe(tensor: Tensor) -> str:
