@@ -23,13 +23,14 @@ def ownership(model: nn.Module, path: Path) -> None:
     figures: Any = extras.load("matplotlib.figure")
     colormaps: Any = extras.load("matplotlib.colors")
     patches: Any = extras.load("matplotlib.patches")
-    palette: Any = extras.load("matplotlib").colormaps["tab10"]
+    maps: Any = extras.load("matplotlib").colormaps
     layers = multitask_layers(model)
     # An owner is the tasks that hold a slot together, so that a colour means the same in every layer.
     held = {_holders(layer.slots, slot) for layer in layers.values() for slot in layer.densities}
     names = tasks(model)
     owners = sorted(held, key=lambda holders: [names.index(task) for task in holders])
-    colours = [_FREE, *(palette(number % palette.N) for number in range(len(owners)))]
+    palette = maps["tab10"] if len(owners) <= maps["tab10"].N else maps["turbo"].resampled(len(owners))
+    colours = [_FREE, *(palette(number) for number in range(len(owners)))]
     columns = min(_PANELS_PER_ROW, len(layers))
     rows = -(-len(layers) // columns)
     # A Figure of its own, not pyplot's: no window, no global state.
