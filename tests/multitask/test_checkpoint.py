@@ -301,6 +301,17 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         rsn2.load(file, model=other())
 
 
+def test_a_state_dict_whose_values_do_not_fit_its_planes_changes_nothing_in_the_layer() -> None:
+    state = trained().state_dict()
+    state["2.values.0"] = state["2.values.0"][:-1]
+    layer = allocated("shapes", seed=5)[2]
+    before = snapshot(layer)
+    inner = {key.removeprefix("2."): value for key, value in state.items() if key.startswith("2.")}
+    with pytest.raises(ValueError, match=r"values.0: expected shape \(384,\), as its planes say"):
+        layer.load_state_dict(inner)
+    assert_same(before, snapshot(layer))
+
+
 def test_a_module_under_two_names_round_trips(tmp_path: Path) -> None:
     def twice() -> nn.Module:
         shared = nn.Linear(8, 8)

@@ -199,6 +199,14 @@ class MultitaskLayer(nn.Module):
         # The extra state comes first here, since it decides which parameters there are to load.
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
+            owners = OwnerMap.from_planes(state["planes"], self.owners.shape, state["densities"])
+            for slot in state["densities"]:
+                values = state_dict.get(f"{prefix}values.{slot}")
+                if values is not None and values.shape != (owners.count(slot),):
+                    raise ValueError(
+                        f"{prefix}values.{slot}: expected shape ({owners.count(slot)},), as its planes say. "
+                        f"Got {tuple(values.shape)}."
+                    )
             self.set_extra_state(state)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
