@@ -9,11 +9,13 @@ and fits non-negative costs by least squares on relative error. Prints the table
 import argparse
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from torch import Tensor
 
 import rsn2_kernels as rk
 from interleaved import machine, medians
@@ -47,12 +49,12 @@ def cases(op: str, dtype: torch.dtype) -> list[tuple[rk.SparsePattern, int, dict
     return made
 
 
-def call_linear(x, values, pattern, backend):  # type: ignore[no-untyped-def]
+def call_linear(x: Tensor, values: Tensor, pattern: rk.SparsePattern, backend: str) -> Callable[[], Tensor]:
     """One forward product."""
     return lambda: rk.linear(x, values, pattern, backend=backend)
 
 
-def call_conv(x, values, pattern, backend):  # type: ignore[no-untyped-def]
+def call_conv(x: Tensor, values: Tensor, pattern: rk.SparsePattern, backend: str) -> Callable[[], Tensor]:
     """One forward product."""
     return lambda: rk.conv2d(x, values, pattern, padding=1, kernel_size=3, backend=backend)
 

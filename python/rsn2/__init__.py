@@ -8,8 +8,8 @@ from rsn2.allocate import AllocationError, allocate
 from rsn2.checkpoint import load, save
 from rsn2.convert import convert
 from rsn2.nn.layer import TaskError
-from rsn2.record import CheckpointError
 from rsn2.report import Report, report
+from rsn2.sealed import CheckpointError
 from rsn2.tasks import finalize, parameters, shared_parameters, tasks, use_task
 from rsn2.training import History, TrainingError, evaluate, fit, predict
 

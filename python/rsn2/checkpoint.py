@@ -1,31 +1,26 @@
-"""A network in one safetensors file: packed values, owner planes, and what they mean. Nothing is ever unpickled.
+"""A network in one file: packed values, owner planes, and what they mean.
 
-The tensors are those of the state dict, with the owner planes among them under ``<layer>.planes.<p>``. One JSON record
-in the file's metadata says what the layers are (`record.py`); it lists every tensor with dtype, shape and SHA-256, and
-is itself hashed, so that a damaged file is told from a sound one before anything is built from it.
+The tensors are those of the state dict, with the owner planes among them under ``<layer>.planes.<p>``. The record of
+the file (`record.py`) says what the layers are; how a file knows that it is sound is told in `sealed.py`.
 """
 
 import copy
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsn2.convert import SHARED_FORMS, apply_plan
 from rsn2.nn import MultitaskLayer, PerTask
-from rsn2.record import CheckpointError, LayerRecord, PerTaskRecord, Record, TensorRecord
+from rsn2.record import LayerRecord, PerTaskRecord, Record
 from rsn2.report import LayerReport, Report
+from rsn2.sealed import CheckpointError, read_sealed, write_sealed
 from rsn2.tasks import multitask_layers, per_task_modules
 from rsn2_kernels import OwnerMap
 
-_RECORD_KEY = "rsn2"
-_DIGEST_KEY = "rsn2.sha256"
+_KEY = "rsn2"
 _EXTRA = "_extra_state"
 
 
@@ -51,27 +46,18 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
     for key, value in model.state_dict().items():
         if isinstance(value, Tensor):
             if first[key] == key:
-                # A copy of its own for each, since a file cannot hold two names for one storage.
-                tensors[key] = value.detach().cpu().contiguous().clone()
+                tensors[key] = value
         elif not isinstance(named[key.removesuffix(_EXTRA).removesuffix(".")], MultitaskLayer | PerTask):
             raise CheckpointError(f"{key}: expected a tensor. Got {type(value).__name__}.")
     for name, layer in layers.items():
         for number, plane in enumerate(layer.owners.planes):
-            tensors[_join(name, f"planes.{number}")] = plane.cpu()
+            tensors[_join(name, f"planes.{number}")] = plane
     record = Record(
         layers={name: LayerRecord.of(layer) for name, layer in layers.items()},
         per_task={name: PerTaskRecord.of(module) for name, module in copies.items()},
-        tensors={name: TensorRecord.of(tensor) for name, tensor in tensors.items()},
         metadata=dict(metadata or {}),
     )
-    text = json.dumps(record.to_json())
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        save_file(tensors, partial, {_RECORD_KEY: text, _DIGEST_KEY: _sha256(text.encode())})
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_sealed(Path(path), _KEY, record.to_json(), tensors)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -104,13 +90,17 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     )
     try:
         for name, layer in multitask_layers(model).items():
-            layer.set_extra_state(record.layers[name].extra_state(owners[name]))
+            found = record.layers[name]
+            layer.take_over(owners[name], found.slots, found.densities, found.pool)
             for number in range(len(owners[name].planes)):
                 del tensors[_join(name, f"planes.{number}")]
         for name, module in per_task_modules(model).items():
             module.set_extra_state(record.per_task[name].extra_state())
         state = _state_of(model, tensors)
-        model.load_state_dict(state)
+        # Owners and slots are in place already, so the state has no extra entries: what else is missing is an error.
+        lacking = [key for key in model.load_state_dict(state, strict=False).missing_keys if not key.endswith(_EXTRA)]
+        if lacking:
+            raise ValueError(f"the file has no {lacking}")
     except (RuntimeError, LookupError, ValueError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a checkpoint of this architecture: {why}") from error
@@ -158,35 +148,8 @@ def describe(path: str | os.PathLike[str]) -> Report:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Tensor]]:
-    """The record and the tensors of a file, each checked against its hash and the record."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: there is no file {str(path)!r}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            record = _record(header, path)
-            if set(file.keys()) != set(record.tensors):
-                strange = sorted(set(file.keys()) ^ set(record.tensors))
-                raise CheckpointError(f"{path}: tensors {strange} are not in both the file and its record.")
-            tensors = {name: file.get_tensor(name) for name in record.tensors}
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not a sound safetensors file: {error}") from error
-    for name, tensor in tensors.items():
-        record.tensors[name].check(name, tensor)
-    return record, tensors
-
-
-def _record(header: Mapping[str, str], path: str | os.PathLike[str]) -> Record:
-    if _RECORD_KEY not in header or _DIGEST_KEY not in header:
-        raise CheckpointError(f"{path}: a safetensors file, but not one that rsn2.save wrote.")
-    text = header[_RECORD_KEY]
-    if _sha256(text.encode()) != header[_DIGEST_KEY]:
-        raise CheckpointError(f"{path}: its record does not match its checksum: the file is damaged.")
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its record is not JSON: {error}") from error
-    return Record.from_json(content)
+    content, tensors = read_sealed(Path(path), _KEY, writer="rsn2.save")
+    return Record.from_json(content), tensors
 
 
 def _owners(record: Record, tensors: Mapping[str, Tensor]) -> dict[str, OwnerMap]:
@@ -237,8 +200,8 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def _state_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state dict that fills ``model``, whose owners are in place, with a file's tensors.
+def _state_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict that fills ``model``, whose owners are in place, with a file's tensors.
 
     Raises:
         ValueError: if a tensor has no place in the model.
@@ -246,11 +209,7 @@ def _state_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     first = _first_names(model)
     if strange := sorted(set(tensors) - set(first.values())):
         raise ValueError(f"the model has no {strange}")
-    state: dict[str, Any] = {name: tensors[origin] for name, origin in first.items() if origin in tensors}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, MultitaskLayer | PerTask):
-            state[_join(name, _EXTRA)] = module.get_extra_state()
-    return state
+    return {name: tensors[origin] for name, origin in first.items() if origin in tensors}
 
 
 def _check_kinds(model: nn.Module, record: Record) -> None:
@@ -277,7 +236,3 @@ def _check_dtypes(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 def _join(name: str, field: str) -> str:
     return f"{name}.{field}" if name else field
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

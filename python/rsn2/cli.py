@@ -18,7 +18,7 @@ from rsn2.experiments.config import ConfigError, read_config
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
 from rsn2.nn.layer import TaskError
-from rsn2.record import CheckpointError
+from rsn2.sealed import CheckpointError
 from rsn2.training import TrainingError
 
 _USER_ERRORS = (

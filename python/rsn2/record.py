@@ -1,23 +1,15 @@
-"""The JSON record inside a checkpoint: what each layer, per-task module and tensor is, checked field by field."""
+"""The record inside a checkpoint: what each layer and per-task module is, checked field by field."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from rsn2.convert import SHARED_FORMS
 from rsn2.nn import MultitaskLayer, PerTask
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
-from rsn2_kernels import OwnerMap
+from rsn2.sealed import CheckpointError, checked_fields
 
 VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, foreign, or made from another architecture."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class LayerRecord:
     def from_json(cls, name: str, content: Any) -> Self:
         """Check and take over one layer of a record."""
         where = f"layer {name!r}"
-        fields = _fields(where, content, cls.__dataclass_fields__)
+        fields = checked_fields(where, content, cls.__dataclass_fields__)
         kinds = [form.__name__ for form in SHARED_FORMS.values()]
         _check(fields["kind"] in kinds, where, "kind", f"one of {kinds}", fields["kind"])
         shape = fields["weight_shape"]
@@ -85,15 +77,6 @@ class LayerRecord:
             cols *= size
         return rows, cols
 
-    def extra_state(self, owners: OwnerMap) -> dict[str, Any]:
-        """What the layer's `set_extra_state` takes."""
-        return {
-            "planes": list(owners.planes),
-            "slots": self.slots,
-            "densities": self.densities,
-            "has_pool": self.pool,
-        }
-
 
 @dataclass(frozen=True)
 class PerTaskRecord:
@@ -111,7 +94,7 @@ class PerTaskRecord:
     def from_json(cls, name: str, content: Any) -> Self:
         """Check and take over one per-task module of a record."""
         where = f"per-task module {name!r}"
-        fields = _fields(where, content, cls.__dataclass_fields__)
+        fields = checked_fields(where, content, cls.__dataclass_fields__)
         _check(isinstance(fields["template"], bool), where, "template", "a bool", fields["template"])
         _check(isinstance(fields["kinds"], dict), where, "kinds", "task -> class", fields["kinds"])
         _check_names(where, "kinds", fields["kinds"])
@@ -123,40 +106,11 @@ class PerTaskRecord:
 
 
 @dataclass(frozen=True)
-class TensorRecord:
-    """A tensor: its dtype, shape and SHA-256 of its bytes."""
-
-    dtype: str
-    shape: list[int]
-    sha256: str
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Self:
-        """Describe a contiguous CPU tensor."""
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        return cls(str(tensor.dtype), list(tensor.shape), hashlib.sha256(data).hexdigest())
-
-    @classmethod
-    def from_json(cls, name: str, content: Any) -> Self:
-        """Check and take over one tensor of a record."""
-        return cls(**_fields(f"tensor {name!r}", content, cls.__dataclass_fields__))
-
-    def check(self, name: str, tensor: Tensor) -> None:
-        """Raise unless ``tensor`` is the recorded one."""
-        for field, recorded, found in zip(
-            self.__dataclass_fields__, asdict(self).values(), asdict(TensorRecord.of(tensor)).values(), strict=True
-        ):
-            if recorded != found:
-                raise CheckpointError(f"tensor {name!r}, field {field!r}: recorded {recorded}, found {found}.")
-
-
-@dataclass(frozen=True)
 class Record:
     """All of a checkpoint but the tensors themselves."""
 
     layers: dict[str, LayerRecord]
     per_task: dict[str, PerTaskRecord]
-    tensors: dict[str, TensorRecord]
     metadata: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -173,24 +127,15 @@ class Record:
         version = content.get("version") if isinstance(content, dict) else None
         if not _is_int(version) or version != VERSION:
             raise CheckpointError(f"record, field 'version': expected {VERSION}. Got {version!r}.")
-        fields = _fields("record", content, ("version", *cls.__dataclass_fields__))
+        fields = checked_fields("record", content, ("version", *cls.__dataclass_fields__))
         for field in cls.__dataclass_fields__:
             _check(isinstance(fields[field], dict), "record", field, "a table", fields[field])
         _check(bool(fields["layers"]), "record", "layers", "at least one layer", fields["layers"])
         return cls(
             {name: LayerRecord.from_json(name, layer) for name, layer in fields["layers"].items()},
             {name: PerTaskRecord.from_json(name, module) for name, module in fields["per_task"].items()},
-            {name: TensorRecord.from_json(name, tensor) for name, tensor in fields["tensors"].items()},
             fields["metadata"],
         )
-
-
-def _fields(where: str, content: Any, names: Iterable[str]) -> dict[str, Any]:
-    expected = set(names)
-    if not isinstance(content, dict) or set(content) != expected:
-        got = sorted(content) if isinstance(content, dict) else content
-        raise CheckpointError(f"{where}: expected the fields {sorted(expected)}. Got {got}.")
-    return content
 
 
 def _check(sound: bool, where: str, field: str, expected: str, got: object) -> None:

@@ -1,26 +1,22 @@
-"""A fit between two epochs, kept in a file: never pickled, checked before it is used, replaced as a whole."""
+"""A fit between two epochs, kept in a sealed file."""
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rsn2.data import Data, as_tensor_pair
-from rsn2.record import CheckpointError, TensorRecord
+from rsn2.sealed import CheckpointError, TensorRecord, read_sealed, write_sealed
 from rsn2.tasks import multitask_layers
 
 _VERSION = 2
-_RESUME_KEY = "rsn2.fit"
-_DIGEST_KEY = "rsn2.fit.sha256"
+_KEY = "rsn2.fit"
 
 
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
@@ -48,10 +44,10 @@ class FitState:
 
 
 class ResumeFile:
-    """A fit between two epochs, in one safetensors file with a JSON record; always replaced whole.
+    """A fit between two epochs, in one sealed file.
 
     Tensors: ``own.<name>``, ``best.<name>``, ``optimizer.<parameter>.<key>``. The record holds the settings,
-    the losses, the optimizer's scalars, and dtype, shape and SHA-256 of each tensor.
+    the losses and the optimizer's scalars.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
@@ -78,7 +74,6 @@ class ResumeFile:
                         f"resume: expected an optimizer that keeps tensors and numbers. {kind} keeps {key!r} "
                         f"as {type(value).__name__}."
                     )
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         record = {
             "settings": self.settings,
             "groups": _hyperparameters(state.optimizer),
@@ -86,19 +81,12 @@ class ResumeFile:
             "train_loss": state.train_loss,
             "val_loss": state.val_loss,
             "seconds": state.seconds,
-            "tensors": {name: vars(TensorRecord.of(tensor)) for name, tensor in tensors.items()},
         }
-        text = json.dumps(record, sort_keys=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        try:
-            save_file(tensors, partial, {_RESUME_KEY: text, _DIGEST_KEY: _sha256(text.encode())})
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_sealed(self.path, _KEY, record, tensors)
 
     def read_into(self, state: FitState, most_epochs: int) -> None:
         """Take over the file's state; nothing changes before all of the file is checked."""
-        record, tensors = self._read()
+        record, tensors = read_sealed(self.path, _KEY, writer="rsn2.fit")
         theirs = record["settings"]
         for name in dict.fromkeys([*self.settings, *theirs]):
             if theirs.get(name) != self.settings.get(name):
@@ -124,26 +112,6 @@ class ResumeFile:
         _set_hyperparameters(state.optimizer, record["groups"])
         for losses in ("train_loss", "val_loss", "seconds"):
             setattr(state, losses, record[losses])
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The record and the tensors, each checked against its hash."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, UnicodeDecodeError, OSError) as error:
-            raise CheckpointError(f"{self.path}: not a sound resume file: {error}") from error
-        text = header.get(_RESUME_KEY)
-        if text is None:
-            raise CheckpointError(f"{self.path}: a safetensors file, but not one that rsn2.fit wrote.")
-        if header.get(_DIGEST_KEY) != _sha256(text.encode()):
-            raise CheckpointError(f"{self.path}: damaged: its record does not match its checksum.")
-        record: dict[str, Any] = json.loads(text)
-        if set(record["tensors"]) != set(tensors):
-            raise CheckpointError(f"{self.path}: damaged: its tensors are not those of its record.")
-        for name, tensor in tensors.items():
-            TensorRecord(**record["tensors"][name]).check(name, tensor)
-        return record, tensors
 
 
 def identity(model: nn.Module, task: str, own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
@@ -177,7 +145,7 @@ def data_identity(data: Data | None) -> list[dict[str, Any]] | str | None:
     pair = as_tensor_pair(data)
     if pair is None:
         return "batches"
-    return [vars(TensorRecord.of(tensor.detach().cpu().contiguous())) for tensor in pair]
+    return [vars(TensorRecord.of(tensor)) for tensor in pair]
 
 
 def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

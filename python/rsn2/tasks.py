@@ -50,10 +50,21 @@ def check_allocated(model: nn.Module, task: str) -> None:
     Raises:
         TaskError: if the network was not converted, or the task has nothing allocated; says what to call.
     """
-    check_converted(model)
-    missing = [name for name, layer in multitask_layers(model).items() if task not in layer.slots]
-    missing += [name for name, module in per_task_modules(model).items() if task not in module.tasks]
-    if missing:
+    lacking_layers, lacking_modules = [], []
+    converted = False
+    # One walk: this runs for every request that is served.
+    for name, module in model.named_modules():
+        if isinstance(module, MultitaskLayer):
+            converted = True
+            if task not in module.slots:
+                lacking_layers.append(name)
+        elif isinstance(module, PerTask):
+            converted = True
+            if task not in module.tasks:
+                lacking_modules.append(name)
+    if not converted:
+        check_converted(model)
+    if missing := [*lacking_layers, *lacking_modules]:
         raise TaskError(
             f"task {task!r} has nothing allocated in {missing}: call rsn2.allocate(model, {task!r}, density, ...) "
             f"first. Tasks of this network: {tasks(model)}."
@@ -146,12 +157,11 @@ def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def shared_norms(model: nn.Module) -> list[nn.Module]:
     """Norms with running statistics that belong to no task, since they were left out of `convert`."""
+    norms: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if not norms:
+        return norms
     owned = {id(part) for module in per_task_modules(model).values() for part in module.modules()}
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and id(module) not in owned
-    ]
+    return [norm for norm in norms if id(norm) not in owned]
 
 
 def finalize(model: nn.Module) -> None:
@@ -161,7 +171,7 @@ def finalize(model: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> list[MultitaskLayer | PerTask]:
-    return [*multitask_layers(model).values(), *per_task_modules(model).values()]
+    return [module for module in model.modules() if isinstance(module, MultitaskLayer | PerTask)]
 
 
 def _lock_of(part: nn.Module) -> threading.RLock:

@@ -1,7 +1,6 @@
 """What the resume file of `fit` promises: no bit is another after an interruption, and no other fit takes it."""
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from torch import Tensor, nn
 import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, bits, network, samples
 from rsn2.training import fit
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors as small as these lose time to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fit_resumable(model: nn.Module, file: Path | None, **changes: object):  # type: ignore[no-untyped-def]

@@ -15,16 +15,6 @@ import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, bits, network
 from rsn2.training import TrainingError, evaluate, fit, predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors as small as these lose time to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # What is trained, and what is not
 
 

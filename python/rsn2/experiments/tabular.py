@@ -16,7 +16,7 @@ from rsn2.experiments.config import Config, ConfigError
 from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
 from rsn2.experiments.runner import Experiment, Task
 from rsn2.nn import PerTask
-from rsn2.record import CheckpointError
+from rsn2.sealed import CheckpointError
 from rsn2.training import predict
 
 _KIND = "tabular"

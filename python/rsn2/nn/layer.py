@@ -1,5 +1,6 @@
 """MultitaskLayer: one weight, many tasks, each the owner of its own positions. What linear and convolution share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ class TaskError(LookupError):
     """A task does not exist, has nothing allocated, is there already, or none is active."""
 
 
-class MultitaskLayer(nn.Module):
+class MultitaskLayer(nn.Module, ABC):
     """A weight ``[rows, cols]`` whose positions belong to tasks.
 
     A task's weights are one trainable ``[nnz]`` tensor of packed values; nothing that trains one task can reach another
@@ -131,22 +132,22 @@ class MultitaskLayer(nn.Module):
         self.pool = None
 
     @property
+    @abstractmethod
     def weight_shape(self) -> tuple[int, ...]:
         """Torch's shape of the dense weight."""
-        raise NotImplementedError
 
     @property
     def geometry(self) -> dict[str, Any]:
         """What decides the layer's result besides its tensors, as JSON."""
         return {}
 
+    @abstractmethod
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Torch's own operator, on a weight of torch's shape: what allocation differentiates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _packed(self, x: Tensor, values: Tensor, pattern: SparsePattern, bias: Tensor | None) -> Tensor:
         """The operator on packed values."""
-        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -166,21 +167,18 @@ class MultitaskLayer(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over owners and slots from a state dict, and make the parameters that its values are loaded into.
+        """Nothing is left to do here: `_load_from_state_dict` took the state over before it loaded the parameters."""
 
-        Raises:
-            ValueError: if the planes do not describe this layer and these slots.
+    def take_over(self, owners: OwnerMap, slots: dict[str, int], densities: dict[int, float], has_pool: bool) -> None:
+        """Adopt owners and slots that were checked, and make the parameters that the values are loaded into.
+
+        Args:
+            owners: of this layer's shape; its tasks are the slots.
+            slots, densities, has_pool: as the attributes; ``has_pool`` False is a finalized layer.
         """
-        slots, densities = dict(state["slots"]), dict(state["densities"])
-        if set(slots.values()) != set(densities):
-            raise ValueError(f"slots: expected those of densities, {sorted(densities)}. Got {slots}.")
-        planes = [plane.to(self.owners.device) for plane in state["planes"]]
-        owners = OwnerMap.from_planes(planes, self.owners.shape, densities)
-        if not planes:
-            owners = OwnerMap.empty(self.owners.shape, self.owners.device)
-        self.owners, self.slots, self.densities = owners, slots, densities
+        self.owners = owners.to(self.owners.device)
+        self.slots, self.densities = dict(slots), dict(densities)
         self._patterns.clear()
-        like = self._like
         for parameters, sizes in (
             (self.values, {slot: owners.count(slot) for slot in densities}),
             (self.biases, dict.fromkeys(densities, owners.shape[0]) if self.initial_bias is not None else {}),
@@ -189,25 +187,28 @@ class MultitaskLayer(nn.Module):
                 del parameters[key]
             for slot, size in sizes.items():
                 if str(slot) not in parameters or parameters[str(slot)].shape[0] != size:
-                    parameters[str(slot)] = nn.Parameter(like.new_zeros(size))
-        if not state["has_pool"]:
+                    parameters[str(slot)] = nn.Parameter(self._like.new_zeros(size))
+        if not has_pool:
             self.pool = None
         elif self.pool is None:
-            self.pool = like.new_zeros(self.weight_shape)
+            self.pool = self._like.new_zeros(self.weight_shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The extra state comes first here, since it decides which parameters there are to load.
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
-            owners = OwnerMap.from_planes(state["planes"], self.owners.shape, state["densities"])
-            for slot in state["densities"]:
+            slots, densities = state["slots"], state["densities"]
+            if set(slots.values()) != set(densities):
+                raise ValueError(f"{prefix}slots: expected those of densities, {sorted(densities)}. Got {slots}.")
+            owners = OwnerMap.from_planes(state["planes"], self.owners.shape, densities)
+            for slot in densities:
                 values = state_dict.get(f"{prefix}values.{slot}")
                 if values is not None and values.shape != (owners.count(slot),):
                     raise ValueError(
                         f"{prefix}values.{slot}: expected shape ({owners.count(slot)},), as its planes say. "
                         f"Got {tuple(values.shape)}."
                     )
-            self.set_extra_state(state)
+            self.take_over(owners, slots, densities, state["has_pool"])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
