@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -16,14 +17,47 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
 
+class _Parts(NamedTuple):
+    """What of a network has to do with tasks, by name, in order of registration."""
+
+    layers: dict[str, MultitaskLayer]
+    copies: dict[str, PerTask]
+    shared_norms: list[nn.Module]
+
+    def all(self) -> list[MultitaskLayer | PerTask]:
+        """Layers and per-task modules."""
+        return [*self.layers.values(), *self.copies.values()]
+
+
+def _parts_of(model: nn.Module) -> _Parts:
+    """One walk over the network: it is most of what `use_task` costs, and that runs for every request served."""
+    parts = _Parts({}, {}, [])
+    norms: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MultitaskLayer):
+            parts.layers[name] = module
+        elif isinstance(module, PerTask):
+            parts.copies[name] = module
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            norms[name] = module
+    inside = tuple(f"{name}." if name else "" for name in parts.copies)
+    parts.shared_norms.extend(norm for name, norm in norms.items() if not name.startswith(inside))
+    return parts
+
+
 def multitask_layers(model: nn.Module) -> dict[str, MultitaskLayer]:
     """The multitask layers of a network by name, in order of registration."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, MultitaskLayer)}
+    return _parts_of(model).layers
 
 
 def per_task_modules(model: nn.Module) -> dict[str, PerTask]:
     """The per-task modules of a network by name, in order of registration."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PerTask)}
+    return _parts_of(model).copies
+
+
+def shared_norms(model: nn.Module) -> list[nn.Module]:
+    """Norms with running statistics that belong to no task, since they were left out of `convert`."""
+    return _parts_of(model).shared_norms
 
 
 def tasks(model: nn.Module) -> list[str]:
@@ -40,7 +74,7 @@ def check_converted(model: nn.Module) -> None:
     Raises:
         TaskError: if so; says what to call.
     """
-    if not _parts(model):
+    if not _parts_of(model).all():
         raise TaskError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
 
 
@@ -50,21 +84,15 @@ def check_allocated(model: nn.Module, task: str) -> None:
     Raises:
         TaskError: if the network was not converted, or the task has nothing allocated; says what to call.
     """
-    lacking_layers, lacking_modules = [], []
-    converted = False
-    # One walk: this runs for every request that is served.
-    for name, module in model.named_modules():
-        if isinstance(module, MultitaskLayer):
-            converted = True
-            if task not in module.slots:
-                lacking_layers.append(name)
-        elif isinstance(module, PerTask):
-            converted = True
-            if task not in module.tasks:
-                lacking_modules.append(name)
-    if not converted:
+    _check_allocated(model, _parts_of(model), task)
+
+
+def _check_allocated(model: nn.Module, parts: _Parts, task: str) -> None:
+    if not parts.all():
         check_converted(model)
-    if missing := [*lacking_layers, *lacking_modules]:
+    missing = [name for name, layer in parts.layers.items() if task not in layer.slots]
+    missing += [name for name, module in parts.copies.items() if task not in module.tasks]
+    if missing:
         raise TaskError(
             f"task {task!r} has nothing allocated in {missing}: call rsn2.allocate(model, {task!r}, density, ...) "
             f"first. Tasks of this network: {tasks(model)}."
@@ -82,16 +110,20 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
     Raises:
         TaskError: if the task has nothing allocated.
     """
-    check_allocated(model, task)
-    with activated(model, task):
+    parts = _parts_of(model)
+    _check_allocated(model, parts, task)
+    with _activated(parts, task):
         yield
 
 
-@contextmanager
-def activated(model: nn.Module, task: str) -> Iterator[None]:
+def activated(model: nn.Module, task: str) -> AbstractContextManager[None]:
     """`use_task` without its check, for allocation, which runs a task that has nothing yet."""
-    parts = _parts(model)
-    norms = shared_norms(model)
+    return _activated(_parts_of(model), task)
+
+
+@contextmanager
+def _activated(found: _Parts, task: str) -> Iterator[None]:
+    parts, norms = found.all(), found.shared_norms
     with _lock_of(parts[0]):
         before = [part.active for part in parts]
         training = [norm.training for norm in norms]
@@ -147,7 +179,7 @@ def own_tensors(model: nn.Module, task: str) -> dict[str, Tensor]:
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable parameters that belong to no task, by name: those of layers that were left out of `convert`."""
-    owned = {id(parameter) for part in _parts(model) for parameter in part.parameters()}
+    owned = {id(parameter) for part in _parts_of(model).all() for parameter in part.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -155,23 +187,10 @@ def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def shared_norms(model: nn.Module) -> list[nn.Module]:
-    """Norms with running statistics that belong to no task, since they were left out of `convert`."""
-    norms: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if not norms:
-        return norms
-    owned = {id(part) for module in per_task_modules(model).values() for part in module.modules()}
-    return [norm for norm in norms if id(norm) not in owned]
-
-
 def finalize(model: nn.Module) -> None:
     """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
-    for part in _parts(model):
+    for part in _parts_of(model).all():
         part.finalize()
-
-
-def _parts(model: nn.Module) -> list[MultitaskLayer | PerTask]:
-    return [module for module in model.modules() if isinstance(module, MultitaskLayer | PerTask)]
 
 
 def _lock_of(part: nn.Module) -> threading.RLock:
