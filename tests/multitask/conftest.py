@@ -1,9 +1,12 @@
 """What every test of the upper storey runs with."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from csv_runs import write_data
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The configuration of a small run, its data beside it."""
+    return write_data(tmp_path)

@@ -1,6 +1,5 @@
 """What a run promises: controls, an audit that would notice, a network that reloads, and resuming."""
 
-import csv
 import dataclasses
 import gzip
 import importlib
@@ -21,66 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rsn2
+from csv_runs import EXAMPLES, write_data
 from rsn2.checkpoint import read_metadata
 from rsn2.experiments import extras, plots, reload, runner, tabular
-from rsn2.experiments.config import ConfigError, read_config
-from rsn2.experiments.datasets import Scaling, load_split
+from rsn2.experiments.config import read_config
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
 from rsn2.tasks import multitask_layers
 from rsn2.training import fit, predict
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-CONFIG = """
-[network]
-hidden = [24, 20]
-
-[training]
-optimizer = "sgd"
-momentum = 0.9
-weight_decay = 0.01
-lr = 0.05
-epochs = 4
-batch_size = 32
-patience = 3
-
-[[tasks]]
-name = "shapes"
-data = "shapes.csv"
-target = "shape"
-kind = "classification"
-density = 0.3
-
-[[tasks]]
-name = "sizes"
-data = "sizes.csv"
-target = "size"
-kind = "regression"
-density = 0.5
-epochs = 2
-"""
-
-
-def write_data(folder: Path) -> Path:
-    """Two small CSV files and the configuration of a run on them."""
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(120, 3))
-    shapes = [[*row, "round" if row[0] > 0 else "flat"] for row in x.tolist()]
-    sizes = [[row[2], 100 + 20 * row[1], "7"] for row in x.tolist()]
-    for name, header, rows in (
-        ("shapes", ["a", "b", "c", "shape"], shapes),
-        ("sizes", ["width", "size", "k"], sizes),
-    ):
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-    (folder / "config.toml").write_text(CONFIG)
-    return folder / "config.toml"
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return write_data(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -100,132 +47,6 @@ def reload_here(
     """`reload.predict_elsewhere` without the new process, for tests of something else."""
     model = rsn2.load(checkpoint, tabular.rebuild(read_metadata(checkpoint)))
     return {task: predict(model, task, x) for task, x in samples.items()}
-
-
-# Configuration and data
-
-
-def test_the_examples_are_sound_and_differ_in_training_alone() -> None:
-    demo, sgd = (read_config(EXAMPLES / name) for name in ("demo.toml", "demo_sgd.toml"))
-    assert [task.name for task in demo.tasks] == ["digits", "breast_cancer", "wine", "diabetes"]
-    assert all(task.density == 0.2 for task in demo.tasks)
-    assert demo.hidden == sgd.hidden == (256, 256, 256)
-    assert (demo.training.optimizer, demo.training.weight_decay) == ("adamw", 0.1)
-    assert (sgd.training.optimizer, sgd.training.momentum) == ("sgd", 0.9)
-    assert demo.allocation == sgd.allocation
-
-
-def test_a_task_overrides_the_training_of_the_file(config: Path) -> None:
-    first, second = read_config(config).tasks
-    assert first.training == read_config(config).training
-    assert second.training == dataclasses.replace(first.training, epochs=2)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("[network]", "[net]", r"unknown table \[net\]"),
-        ("hidden = [24, 20]", "hiden = [24]", r"\[network\]: unknown key 'hiden'"),
-        ("hidden = [24, 20]", "hidden = []", r"\[network\] hidden: expected a list"),
-        ("lr = 0.05", "lr = 0", r"\[training\] lr: expected a number above 0\. Got 0"),
-        ("lr = 0.05", 'lr = "fast"', r"\[training\] lr: "),
-        ("lr = 0.05", "lr = true", r"\[training\] lr: "),
-        ("lr = 0.05", "lr = nan", r"\[training\] lr: "),
-        ('optimizer = "sgd"', 'optimizer = "lion"', r"\[training\] optimizer: expected one of"),
-        ('optimizer = "sgd"', 'optimizer = "adam"', r"\[training\] momentum: only 'sgd' has one"),
-        ("momentum = 0.9", "momentum = 1.0", r"\[training\] momentum: "),
-        ("epochs = 4", "epochs = 0", r"\[training\] epochs: "),
-        ("[[tasks]]", '[allocation]\nscope = "all"\n[[tasks]]', r"\[allocation\] scope: "),
-        ("density = 0.3", "density = 1.3", r"\[\[tasks\]\] 'shapes' density: "),
-        ("density = 0.3", "density = 0.6", r"the densities add to 1\.1"),
-        ("density = 0.3", "", r"\[\[tasks\]\] 'shapes': the key 'density' is missing"),
-        ('name = "sizes"', 'name = "shapes"', "expected different names"),
-        ('name = "sizes"', 'name = "the sizes"', r"\[\[tasks\]\] 'the sizes' name: "),
-        ('data = "sizes.csv"', 'data = "sklearn:iris"', r"'sizes' data: .* Got 'iris'"),
-        ('data = "sizes.csv"', 'data = "sklearn:wine"', r"'sizes' target: "),
-        ('target = "size"\n', "", r"'sizes' target: missing"),
-        ('kind = "regression"', 'kind = "ranking"', r"'sizes' kind: "),
-        ("[network]", "[network", "not a TOML file"),
-    ],
-)
-def test_a_mistake_in_the_configuration_is_named(config: Path, old: str, new: str, message: str) -> None:
-    text = config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new, 1))
-    with pytest.raises(ConfigError, match=message) as error:
-        read_config(config)
-    assert str(error.value).startswith(str(config))
-
-
-def test_a_configuration_without_tasks_is_refused(config: Path) -> None:
-    config.write_text("")
-    with pytest.raises(ConfigError, match=r"at least one \[\[tasks\]\]"):
-        read_config(config)
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        (
-            "sizes.csv",
-            "width,k,size\n1,2,3\n1,x,3\n",
-            r"sizes\.csv: line 3, column 'k': expected a number\. Got 'x'",
-        ),
-        ("sizes.csv", "width,k,size\n1,2,\n", "line 2, column 'size'"),
-        ("sizes.csv", "width,k,size\n1,2\n", "line 2: expected 3 fields. Got 2"),
-        ("sizes.csv", "width,width,size\n1,2,3\n", r"columns \['width'\] appear more than once"),
-        ("sizes.csv", "width,k\n1,2\n", "task 'sizes' target: .* no column 'size'"),
-        ("sizes.csv", "size\n1\n", "task 'sizes' data: .* no features"),
-        ("sizes.csv", "width,size\n", "task 'sizes' data: .* no rows"),
-        ("sizes.csv", "", "expected a header"),
-        (
-            "sizes.csv",
-            "width,size\n" + "1e300,1\n-1e300,2\n" * 20,
-            "task 'sizes' data: values too large for float32 after scaling, in width",
-        ),
-        (
-            "sizes.csv",
-            "width,size\n" + "1,1e300\n2,-1e300\n" * 20,
-            "task 'sizes' data: values too large .* in the target",
-        ),
-        ("shapes.csv", "a,shape\n1,flat\n2,flat\n", "task 'shapes' target: .* one class, 'flat'"),
-        ("shapes.csv", "a,shape\n1,flat\n2,round\n", "task 'shapes' data: 2 samples cannot be split"),
-    ],
-)
-def test_a_mistake_in_a_csv_file_is_named(config: Path, file: str, content: str, message: str) -> None:
-    (config.parent / file).write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        tabular.experiment(read_config(config))
-
-
-def test_the_split_is_fixed_stratified_and_of_the_standard_shares() -> None:
-    wine = next(task for task in read_config(EXAMPLES / "demo.toml").tasks if task.name == "wine")
-    split, again = load_split(wine), load_split(wine)
-    assert [len(part[0]) for part in (split.train, split.val, split.test)] == [105, 19, 54]
-    assert all(torch.equal(*pair) for pair in zip(split.test, again.test, strict=True))
-    shares = [torch.bincount(part[1]) / len(part[1]) for part in (split.train, split.val, split.test)]
-    assert all((share - shares[0]).abs().max() < 0.04 for share in shares)
-
-
-def test_features_and_targets_are_standardised_by_the_samples_trained_on(config: Path) -> None:
-    split = load_split(read_config(config).tasks[1])
-    x, target = split.train
-    assert split.scaling.features == ("width", "k")
-    torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
-    # The second column is the constant 7: it keeps its scale.
-    torch.testing.assert_close(x.std(0, correction=0), torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(target.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    assert Scaling.from_json(json.loads(json.dumps(split.scaling.to_json()))) == split.scaling
-
-
-def test_mse_is_in_the_units_of_the_target(config: Path) -> None:
-    task = tabular.experiment(read_config(config)).tasks[1]
-    scaling = load_split(read_config(config).tasks[1]).scaling
-    off_by_three = task.test[1] + 3 / scaling.target_scale
-    assert task.score(off_by_three, task.test[1]) == pytest.approx(9, rel=1e-4)
-
-
-# The run
 
 
 def test_the_report_holds_every_promise(finished: Path) -> None:
