@@ -1,7 +1,8 @@
 """RSN2's weight selection: saliency of the free weights, an exact number of them per task, one claim.
 
 Algorithm 1 of *The Multiple Subnetwork Hypothesis*, with the count made exact: of the positions that no task owns, a
-task of density d takes the round(d * positions) with the largest saliency, ties going to the lower position.
+task of density d takes the round(d * positions) with the largest saliency, ties going to the lower position. In blocks
+of several positions it takes the blocks with the largest sums, and the number that comes nearest.
 """
 
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rsn2.blocks import Granularity, Grid, check_granularity, nearest
 from rsn2.data import checked_batch, device_of, to_device
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
@@ -40,6 +42,7 @@ def allocate(
     criterion: Criterion = "gradient",
     scope: Scope = "layer",
     rescale: Rescale | None = None,
+    granularity: Granularity | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
     """Give a new task its own weights in every multitask layer, and its copies of the per-task modules.
@@ -58,6 +61,11 @@ def allocate(
         scope: keep round(density * positions) in each layer, or over all layers together.
         rescale: "fan_in" multiplies each row's values once by sqrt(columns / owned in the row), so that a sparse row
             starts with the output variance of the dense one; None is the paper's form.
+        granularity: rows and columns of the blocks that are claimed as wholes, by the sum of the saliency over their
+            free positions; of a convolution, filters of a group and input channels of one kernel position. Blocks are
+            taken by falling sum until one more would take the number of weights further from round(density *
+            positions). A block ends where the layer or group does. None, like (1, 1), is the paper's form: single
+            weights, and exactly that number.
         seed: of the "random" criterion.
 
     Returns:
@@ -66,17 +74,22 @@ def allocate(
     Raises:
         TaskError: if the task is allocated already, a per-task module has no part for it, or a layer is finalized.
         AllocationError: if the density is out of range or more than what is left, ``batches`` is empty, a gradient is
-            not finite, or a layer takes no part in the loss. Nothing has changed after any error.
+            not finite, or a layer takes no part in the loss.
+        ValueError: if another argument is not one of what is listed here. Nothing has changed after any error.
     """
     layers = multitask_layers(model)
-    _check_arguments(model, layers, task, density, loss, batches, criterion, scope, rescale)
+    _check_arguments(model, layers, task, density, loss, batches, criterion, scope, rescale, granularity)
+    blocks = None if granularity is None or tuple(granularity) == (1, 1) else granularity
     with ExitStack() as undo:
         _add_copies(model, task, undo)
         saliencies = _saliencies(model, layers, task, loss, batches, criterion, seed)
-        masks = _select(layers, saliencies, density, scope)
+        masks = _select(layers, saliencies, density, scope, blocks)
         undo.pop_all()
     if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
-        warnings.warn(f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.", stacklevel=2)
+        fix = "" if blocks is None else f" Blocks smaller than {blocks} may fit its share."
+        warnings.warn(
+            f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}", stacklevel=2
+        )
     for name, layer in layers.items():
         layer.add_task(task, masks[name], density, _fan_in_scale(masks[name]) if rescale else None)
     return {name: layer.owners.count(layer.slot(task)) for name, layer in layers.items()}
@@ -92,6 +105,7 @@ def _check_arguments(
     criterion: str,
     scope: str,
     rescale: str | None,
+    granularity: object,
 ) -> None:
     check_task_name(task)
     check_converted(model)
@@ -102,6 +116,7 @@ def _check_arguments(
     ):
         if value not in choices:
             raise ValueError(f"{name}: expected one of {choices}. Got {value!r}.")
+    check_granularity(granularity)
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise AllocationError(f"density: expected a number in (0, 1]. Got {density!r}.")
     if criterion not in _DATA_FREE and (loss is None or batches is None):
@@ -213,35 +228,72 @@ def _through_candidates(layers: dict[str, MultitaskLayer]) -> Iterator[dict[str,
 
 
 def _select(
-    layers: dict[str, MultitaskLayer], saliencies: dict[str, Tensor], density: float, scope: Scope
+    layers: dict[str, MultitaskLayer],
+    saliencies: dict[str, Tensor],
+    density: float,
+    scope: Scope,
+    granularity: Granularity | None,
 ) -> dict[str, Tensor]:
     """The task's mask in every layer."""
     free = {name: layer.owners.free() for name, layer in layers.items()}
+    if granularity is not None:
+        return _select_blocks(layers, saliencies, free, density, scope, granularity)
     if scope == "layer" or not layers:
-        masks = {}
-        for name, layer in layers.items():
-            count = _count(density, layer.owners.numel, int(free[name].sum()), len(layer.densities), f"layer {name!r}")
-            masks[name] = largest(saliencies[name], free[name], count)
-        return masks
+        return {
+            name: largest(saliencies[name], free[name], _count(density, {name: layer}, free, f"layer {name!r}"))
+            for name, layer in layers.items()
+        }
     device = next(iter(saliencies.values())).device
     flat = torch.cat([saliency.flatten().to(device, torch.float32) for saliency in saliencies.values()])
     flat_free = torch.cat([mask.flatten().to(device) for mask in free.values()])
-    tasks = max(len(layer.densities) for layer in layers.values())
-    count = _count(density, flat.numel(), int(flat_free.sum()), tasks * len(layers), "the network")
-    chosen = largest(flat, flat_free, count).split([mask.numel() for mask in free.values()])
-    return {name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, chosen, strict=True)}
+    chosen = largest(flat, flat_free, _count(density, layers, free, "the network"))
+    parts = chosen.split([mask.numel() for mask in free.values()])
+    return {name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, parts, strict=True)}
 
 
-def _count(density: float, positions: int, free: int, roundings: int, where: str) -> int:
-    """round(density * positions), less what the roundings of earlier tasks took from the last one."""
+def _select_blocks(
+    layers: dict[str, MultitaskLayer],
+    saliencies: dict[str, Tensor],
+    free: dict[str, Tensor],
+    density: float,
+    scope: Scope,
+    granularity: Granularity,
+) -> dict[str, Tensor]:
+    """The task's mask in every layer, in whole blocks: the free positions of each that is chosen."""
+    grids = {name: Grid.of(layer, granularity) for name, layer in layers.items()}
+    masks = {}
+    for names in [list(layers)] if scope == "global" and layers else [[name] for name in layers]:
+        ranked = {name: layers[name] for name in names}
+        where = "the network" if scope == "global" else f"layer {names[0]!r}"
+        count = _count(density, ranked, free, where, max(grids[name].largest for name in names))
+        device = free[names[0]].device
+        scores = [grids[name].sums(saliencies[name].double().masked_fill(~free[name], 0)).to(device) for name in names]
+        sizes = [grids[name].sums(free[name].long()).to(device) for name in names]
+        chosen = nearest(torch.cat(scores), torch.cat(sizes), count)
+        for name, part in zip(names, chosen.split([len(part) for part in sizes]), strict=True):
+            masks[name] = grids[name].spread(part.to(free[name].device)) & free[name]
+    return masks
+
+
+def _count(
+    density: float, layers: dict[str, MultitaskLayer], free: dict[str, Tensor], where: str, largest_block: int = 1
+) -> int:
+    """round(density * positions) over ``layers``, less what the roundings of earlier tasks took from the last one.
+
+    Blocks are assumed to be as large for the earlier tasks as for this one.
+    """
+    positions = sum(layer.owners.numel for layer in layers.values())
+    left = sum(int(free[name].sum()) for name in layers)
     wanted = round(density * positions)
-    # Each earlier task may have taken up to half a position more than its share, and so may this one.
-    if wanted - free > (roundings + 1) / 2:
+    # In each layer an earlier task may have taken more than its share: up to half a position by rounding the count, and
+    # up to half a block, whole positions, by rounding to blocks. This one's count may be half a position too large.
+    roundings = max(len(layer.densities) for layer in layers.values()) * len(layers)
+    if wanted - left > roundings * (largest_block // 2 + 0.5) + 0.5:
         raise AllocationError(
-            f"density: {density} of {where} is {wanted} positions, and {free} of {positions} are free "
-            f"(density {free / positions:.4g})."
+            f"density: {density} of {where} is {wanted} positions, and {left} of {positions} are free "
+            f"(density {left / positions:.4g})."
         )
-    return min(wanted, free)
+    return min(wanted, left)
 
 
 def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:

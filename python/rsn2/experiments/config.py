@@ -109,6 +109,10 @@ _ALLOCATION = {
     "criterion": _one_of(*get_args(Criterion)),
     "scope": _one_of(*get_args(Scope)),
     "rescale": _one_of(*get_args(Rescale)),
+    "granularity": _Rule(
+        "[rows, columns], two ints of at least 1",
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_COUNT.holds, value)),
+    ),
 }
 _TASK = {
     "name": _TEXT,
@@ -140,6 +144,8 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: expected at least one [[tasks]] table.")
     network = _checked(f"{path}: [network]", content.get("network", {}), _NETWORK)
     allocation = _checked(f"{path}: [allocation]", content.get("allocation", {}), _ALLOCATION)
+    if "granularity" in allocation:
+        allocation["granularity"] = tuple(allocation["granularity"])
     where = f"{path}: [training]"
     defaults = _checked(where, content.get("training", {}), _TRAINING)
     config = Config(

@@ -200,6 +200,7 @@ def _allocate(model: nn.Module, task: Task, allocation: Allocation) -> None:
         criterion=allocation.criterion,
         scope=allocation.scope,
         rescale=allocation.rescale,
+        granularity=allocation.granularity,
         seed=task.training.seed,
     )
 

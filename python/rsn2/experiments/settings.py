@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rsn2.allocate import Criterion, Rescale, Scope
+from rsn2.blocks import Granularity
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 
@@ -56,3 +57,4 @@ class Allocation:
     criterion: Criterion = "gradient"
     scope: Scope = "layer"
     rescale: Rescale | None = None
+    granularity: Granularity | None = None
