@@ -1,10 +1,11 @@
 """Packed disjoint masks and the operators that run on them: the lower storey of rsn2-kernels.
 
-mask -> :class:`OwnerMap` -> :class:`SparsePattern` -> :func:`linear`, :func:`conv2d`
+mask -> :class:`OwnerMap` -> :class:`SparsePattern` -> :func:`linear`, :func:`conv2d`, :func:`grouped_linear`
 """
 
 from rsn2_kernels.dispatch import BackendError, Explanation, available_backends, explain
 from rsn2_kernels.ops.conv import conv2d
+from rsn2_kernels.ops.grouped import grouped_linear
 from rsn2_kernels.ops.linear import linear
 from rsn2_kernels.owners import OverlapError, OwnerMap
 from rsn2_kernels.pattern import SparsePattern
@@ -18,5 +19,6 @@ __all__ = [
     "available_backends",
     "conv2d",
     "explain",
+    "grouped_linear",
     "linear",
 ]

@@ -10,9 +10,10 @@ from typing import cast
 import torch
 
 from rsn2_kernels.backends import Backend, cpu, dense, reference
+from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.pattern import SparsePattern
 
-OPERATORS = ("linear", "conv2d")
+OPERATORS = ("linear", "conv2d", "grouped_linear")
 
 _MODULES = {"reference": reference, "dense": dense, "cpu": cpu}
 
@@ -62,7 +63,7 @@ def available_backends() -> dict[str, bool | str]:
     return {"reference": True, "dense": True, "cpu": cpu.unavailable or True, **_ABSENT}
 
 
-def choose(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, backend: str | None) -> str:
+def choose(op: str, pattern: SparsePattern | PatternGroup, batch: int, dtype: torch.dtype, backend: str | None) -> str:
     """The backend that runs a call: the one asked for, else the cheapest predicted.
 
     Raises:
@@ -80,8 +81,8 @@ def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, dev
     """Say which backend `backend=None` would run, what each is predicted to cost, and why.
 
     Args:
-        op: "linear" or "conv2d".
-        pattern: of the weight.
+        op: "linear", "conv2d" or "grouped_linear".
+        pattern: of the weight; for grouped_linear that of one task, whose rows are then the batch.
         batch: columns that the weight is multiplied with: rows of x, or for conv2d N * OH * OW.
         dtype: of the operands.
         device: where the call would run.
@@ -140,13 +141,14 @@ FEATURES = {
 """What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
 
 
-def features(pattern: SparsePattern, batch: int) -> dict[str, tuple[float, ...]]:
-    """How much of each of FEATURES a call has."""
+def features(pattern: SparsePattern | PatternGroup, batch: int) -> dict[str, tuple[float, ...]]:
+    """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
     rows, cols = pattern.shape
     nnz = pattern.nnz
+    tasks = pattern.tasks if isinstance(pattern, PatternGroup) else 1
     return {
-        "dense": (1, nnz, rows * cols, rows * cols * batch),
-        "cpu": (1, nnz, (rows + cols) * batch, nnz * batch),
+        "dense": (tasks, nnz, tasks * rows * cols, rows * cols * batch),
+        "cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks),
     }
 
 
@@ -165,8 +167,12 @@ _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
 }
 
 
-def _costs(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: str) -> dict[str, float]:
+def _costs(
+    op: str, pattern: SparsePattern | PatternGroup, batch: int, dtype: torch.dtype, device: str
+) -> dict[str, float]:
     """Predicted seconds of one forward product for every backend that may be chosen on ``device``."""
+    # A grouped product is one product per task.
+    op = op.removeprefix("grouped_")
     if device != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
         return {"dense": 0.0}
     found = features(pattern, batch)

@@ -5,8 +5,13 @@ says where they belong: by rows (CSR) for the forward product and the value grad
 of the input. The column order is built when a backward pass first asks for it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rsn2_kernels.group import PatternGroup
 
 MAX_NNZ = 2**31 - 1
 
@@ -21,13 +26,14 @@ class SparsePattern:
         col: int32 ``[nnz]``; the column of each value, ascending within a row.
     """
 
-    __slots__ = ("_by_column", "_col", "_crow", "_shape")
+    __slots__ = ("_by_column", "_col", "_crow", "_groups", "_shape")
 
     def __init__(self, shape: tuple[int, int], crow: Tensor, col: Tensor):
         self._shape = shape
         self._crow = crow
         self._col = col
         self._by_column: tuple[Tensor, Tensor, Tensor] | None = None
+        self._groups: dict[tuple[SparsePattern | None, ...], PatternGroup] = {}
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "SparsePattern":
@@ -84,6 +90,11 @@ class SparsePattern:
         """Bytes of the index tensors that exist now, the column order included once it was built."""
         return sum(part.nbytes for part in (self._crow, self._col, *(self._by_column or ())))
 
+    @property
+    def groups(self) -> "dict[tuple[SparsePattern | None, ...], PatternGroup]":
+        """The groups that begin with this pattern; :meth:`PatternGroup.of` keeps them here."""
+        return self._groups
+
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transposed order, built on first use.
 
@@ -93,11 +104,7 @@ class SparsePattern:
             perm: int32 ``[nnz]``; where its value stands in the ``[nnz]`` values.
         """
         if self._by_column is None:
-            cols = self._shape[1]
-            # Shapes below depend on nnz alone, never on data, so that torch.compile can trace a first backward pass.
-            sorted_col, perm = torch.sort(self._col, stable=True)
-            bounds = torch.arange(cols + 1, dtype=torch.int32, device=self.device)
-            crow_t = torch.searchsorted(sorted_col, bounds, out_int32=True)
+            crow_t, perm = column_order(self._col, self._shape[1])
             by_column = (crow_t, row_of_each_value(self._crow, self._col)[perm], perm.to(torch.int32))
             # An exporter runs this on tensors without data, which must not stay behind for real calls.
             if type(crow_t) is not Tensor:
@@ -143,6 +150,10 @@ class SparsePattern:
         """The index tensors an operator takes: ``[crow, col]``, with ``[crow_t, row_t, perm]`` behind if asked."""
         return [self._crow, self._col, *(self.by_column() if with_columns else ())]
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What is copied or pickled: everything but the groups, which would take other tasks' patterns along."""
+        return None, {name: getattr(self, name) for name in self.__slots__} | {"_groups": {}}
+
     def __repr__(self) -> str:
         return f"SparsePattern(shape={self._shape}, nnz={self.nnz}, density={self.density:.4f}, device='{self.device}')"
 
@@ -151,6 +162,14 @@ def row_of_each_value(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each value, int32 ``[nnz]``, from the CSR pointers."""
     rows = torch.arange(crow.shape[0] - 1, dtype=torch.int32, device=crow.device)
     return torch.repeat_interleave(rows, crow.diff(), output_size=col.shape[0])
+
+
+def column_order(col: Tensor, cols: int) -> tuple[Tensor, Tensor]:
+    """Where each of ``cols`` columns begins once the values are sorted by column, int32, and that order, int64."""
+    # Shapes depend on nnz alone, never on data, so that torch.compile can trace a first backward pass.
+    sorted_col, order = torch.sort(col, stable=True)
+    bounds = torch.arange(cols + 1, dtype=col.dtype, device=col.device)
+    return torch.searchsorted(sorted_col, bounds, out_int32=True), order
 
 
 def flat_positions(crow: Tensor, col: Tensor, cols: int) -> Tensor:

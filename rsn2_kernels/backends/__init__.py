@@ -1,4 +1,4 @@
-"""One module per backend, all with the six functions of :class:`Backend`."""
+"""One module per backend, all with the nine functions of :class:`Backend`."""
 
 from typing import Protocol
 
@@ -20,6 +20,8 @@ class Backend(Protocol):
 
     Shapes: ``x [batch, cols]`` of any strides, ``values [nnz]``, ``bias [rows]``, ``dy [batch, rows]``; for a
     convolution ``x [N, C, H, W]`` and ``dy [N, rows, OH, OW]``. All floating-point operands have one dtype and device.
+    The grouped products take the values of all ``tasks`` one behind the other, ``biases [tasks, rows]``, and the index
+    of :meth:`PatternGroup.index`, whose first tensor gives each row of the batch its task.
     """
 
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
@@ -39,3 +41,12 @@ class Backend(Protocol):
 
     def conv2d_dvalues(self, dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
         """The owned entries of the weight gradient, ``[nnz]``."""
+
+    def grouped_linear(self, x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
+        """Each row of x times its own task's weight, ``[batch, rows]``; NaN in the rows of no task."""
+
+    def grouped_linear_dx(self, dy: Tensor, values: Tensor, index: Index, tasks: int) -> Tensor:
+        """Each row of dy times its own task's weight, ``[batch, cols]``; 0 in the rows of no task."""
+
+    def grouped_linear_dvalues(self, dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
+        """The owned entries of each task's ``dy.T @ x`` over its own rows, ``[nnz]`` of all tasks."""

@@ -1,6 +1,6 @@
 """The C++ operators for the CPU: loads the native library and hands the calls over.
 
-Only owned weights are visited, in all three products of both operators. The library is built at install time; where
+Only owned weights are visited, in all three products of every operator. The library is built at install time; where
 it is missing, `unavailable` says why and the other backends serve.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rsn2_kernels.backends import Index
 from rsn2_kernels.geometry import ConvGeometry, Pair
+from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
 
 
 def _load() -> str | None:
@@ -36,13 +37,13 @@ _native = torch.ops.rsn2_cpu
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
     """Sparse rows times a panel of packed x."""
-    result: Tensor = _native.linear(x, values, bias, index[0], index[1])
+    result: Tensor = _native.linear(x, values.contiguous(), bias, index[0], index[1])
     return result
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
     """The same product over the column order."""
-    result: Tensor = _native.linear_dx(dy, values, *index[2:])
+    result: Tensor = _native.linear_dx(dy, values.contiguous(), *index[2:])
     return result
 
 
@@ -54,13 +55,13 @@ def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
 
 def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
     """Direct sparse convolution, vectors along the output positions."""
-    result: Tensor = _native.conv2d(x, values, bias, index[0], index[1], *geometry)
+    result: Tensor = _native.conv2d(x, values.contiguous(), bias, index[0], index[1], *geometry)
     return result
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
     """The same convolution over the column order."""
-    result: Tensor = _native.conv2d_dx(dy, values, *index[2:], size, *geometry)
+    result: Tensor = _native.conv2d_dx(dy, values.contiguous(), *index[2:], size, *geometry)
     return result
 
 
@@ -68,3 +69,18 @@ def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) 
     """One dot product over the output positions per owned weight."""
     result: Tensor = _native.conv2d_dvalues(dy, x, index[0], index[1], *geometry)
     return result
+
+
+def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
+    """One native product per task that has rows, on the rows sorted by task."""
+    return linear_by_task(linear, x, values, biases, index, tasks)
+
+
+def grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int) -> Tensor:
+    """The same with `linear_dx`."""
+    return dx_by_task(linear_dx, dy, values, index, tasks)
+
+
+def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
+    """The same with `linear_dvalues`."""
+    return dvalues_by_task(linear_dvalues, dy, x, index, tasks)

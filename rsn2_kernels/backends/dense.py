@@ -10,6 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair
+from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
 from rsn2_kernels.pattern import expand, flat_positions
 
 
@@ -52,6 +53,21 @@ def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) 
     shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
     dweight = conv2d_weight(_wide(x), shape, _wide(dy), stride, padding, dilation, groups)
     return _owned(dweight.flatten(1), index).to(x.dtype)
+
+
+def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
+    """One `linear` per task that has rows, on the rows sorted by task, whose counts a GPU must first tell the host."""
+    return linear_by_task(linear, x, values, biases, index, tasks)
+
+
+def grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int) -> Tensor:
+    """The same with `linear_dx`."""
+    return dx_by_task(linear_dx, dy, values, index, tasks)
+
+
+def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
+    """The same with `linear_dvalues`."""
+    return dvalues_by_task(linear_dvalues, dy, x, index, tasks)
 
 
 def _wide(operand: Tensor) -> Tensor:

@@ -59,6 +59,38 @@ def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) 
     return linear_dvalues(_positions(dy), _patches(x, geometry), [crow, _ungrouped(crow, col, x.shape[1], geometry)])
 
 
+def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
+    """y[b, row[k]] += values[k] * x[b, col[k]] over the weights k of row b's own task; NaN where it has none."""
+    row, col, own = _weights_by_row(index, tasks)
+    products = (_wide(x)[:, col] * _wide(values)).where(own, 0)
+    y = products.new_zeros(x.shape[0], (index[1].shape[0] - 1) // tasks).index_add(1, row, products)
+    task = index[0]
+    if biases is not None:
+        y = y + _wide(biases)[task.clamp(0, tasks - 1)]
+    return y.masked_fill(((task < 0) | (task >= tasks))[:, None], torch.nan).to(x.dtype)
+
+
+def grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int) -> Tensor:
+    """dx[b, col[k]] += values[k] * dy[b, row[k]] over the weights k of row b's own task."""
+    row, col, own = _weights_by_row(index, tasks)
+    products = (_wide(dy)[:, row] * _wide(values)).where(own, 0)
+    return products.new_zeros(dy.shape[0], columns(index[1:]) // tasks).index_add(1, col, products).to(dy.dtype)
+
+
+def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
+    """dvalues[k] = sum over the rows b of weight k's own task of dy[b, row[k]] * x[b, col[k]]."""
+    row, col, own = _weights_by_row(index, tasks)
+    return (_wide(dy)[:, row] * _wide(x)[:, col]).where(own, 0).sum(0).to(x.dtype)
+
+
+def _weights_by_row(index: Index, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """row[k] and col[k] of the weights of all tasks, and whether b and k have one task: bool [b, k]."""
+    task, crow, col = index[:3]
+    rows = (crow.shape[0] - 1) // tasks
+    stacked = row_of_each_value(crow, col)
+    return stacked % rows, col, task[:, None] == stacked // rows
+
+
 def _scatter(dy: Tensor, values: Tensor, row: Tensor, col: Tensor, cols: int) -> Tensor:
     """out[b, col[k]] += values[k] * dy[b, row[k]], in float32 or wider."""
     products = _wide(dy)[:, row] * _wide(values)

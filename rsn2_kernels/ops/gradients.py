@@ -14,13 +14,23 @@ from torch import Tensor
 from rsn2_kernels.ops.library import LIBRARY
 
 
-def register_gradients(name: str, size_of: Callable[[Tensor], tuple[Any, ...]]) -> None:
+def sum_per_channel(dy: Tensor, index: list[Tensor], *rest: Any) -> Tensor:
+    """The gradient of a bias that is added to every position of its row of the weight: ``[rows]``."""
+    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
+
+
+def register_gradients(
+    name: str,
+    size_of: Callable[[Tensor], tuple[Any, ...]],
+    dbias: Callable[..., Tensor] = sum_per_channel,
+) -> None:
     """Register the gradients of ``rsn2::<name>``, ``rsn2::<name>_dx`` and ``rsn2::<name>_dvalues``.
 
     Args:
         name: of an operator ``(x, values, bias, index, *rest)`` that has the products
             ``_dx (dy, values, index, *size, *rest)`` and ``_dvalues (dy, x, index, *rest)``.
         size_of: ``x`` -> what ``_dx`` must be told of its shape: a tuple of as many arguments as ``*size``.
+        dbias: ``(dy, index, *rest)`` -> the gradient of the bias, by torch's own differentiable operators.
     """
     forward, dx, dvalues = (getattr(torch.ops.rsn2, name + product) for product in ("", "_dx", "_dvalues"))
 
@@ -35,7 +45,7 @@ def register_gradients(name: str, size_of: Callable[[Tensor], tuple[Any, ...]]) 
         return (
             dx(dy, values, index, *ctx.size, *ctx.rest) if needs_x else None,
             dvalues(dy, x, index, *ctx.rest) if needs_values else None,
-            dy.sum([axis for axis in range(dy.dim()) if axis != 1]) if needs_bias else None,
+            dbias(dy, index, *ctx.rest) if needs_bias else None,
             *_none(index, ctx.rest),
         )
 

@@ -1,6 +1,7 @@
 """Registration with torch, and the checks that every operator makes before a kernel sees its operands."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,20 @@ def register(schema: str, implementation: Callable[..., Tensor], fake: Callable[
     """Define ``rsn2::<schema>`` for all devices, with its shape function; for gradients see `gradients.py`."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
+
+
+def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Operands have their types when an operator gets them: torch's own operators inside must not change them again."""
+
+    def run(x: Tensor, *rest: Any) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return implementation(x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return implementation(x, *rest)
+
+    return run
 
 
 def checked_operands(
@@ -29,21 +42,49 @@ def checked_operands(
             dtype or from ``pattern`` in device.
         NotImplementedError: under forward-mode differentiation.
     """
-    if not isinstance(pattern, SparsePattern):
-        raise TypeError(f"pattern: expected a SparsePattern. Got {type(pattern).__name__}.")
+    check_pattern("pattern", pattern)
     operands = {"x": x, "values": values} | ({} if bias is None else {"bias": bias})
+    check_floating(operands, pattern.device)
+    check_shape("values", values, (pattern.nnz,), "one per owned weight")
+    if bias is not None:
+        check_shape("bias", bias, (pattern.shape[0],), "one per row")
+    operands = in_one_dtype(operands)
+    return operands["x"], operands["values"], operands.get("bias")
+
+
+def check_pattern(name: str, pattern: SparsePattern) -> None:
+    """Raise TypeError unless the argument ``name`` is a pattern."""
+    if not isinstance(pattern, SparsePattern):
+        raise TypeError(f"{name}: expected a SparsePattern. Got {type(pattern).__name__}.")
+
+
+def check_shape(name: str, operand: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """Raise ValueError unless the argument ``name`` has ``shape``, ``what`` saying why."""
+    if tuple(operand.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, {what}. Got {tuple(operand.shape)}.")
+
+
+def check_floating(operands: dict[str, Tensor], device: torch.device) -> None:
+    """Raise TypeError or ValueError unless all are floating-point tensors on the device of the pattern."""
     for name, operand in operands.items():
         if not isinstance(operand, Tensor):
             raise TypeError(f"{name}: expected a tensor. Got {type(operand).__name__}.")
         if not operand.dtype.is_floating_point:
             raise TypeError(f"{name}: expected a floating-point tensor. Got {operand.dtype}.")
-        if operand.device != pattern.device:
-            raise ValueError(f"{name}: expected it on {pattern.device}, where the pattern is. Got {operand.device}.")
-    if tuple(values.shape) != (pattern.nnz,):
-        raise ValueError(f"values: expected shape ({pattern.nnz},), one per owned weight. Got {tuple(values.shape)}.")
-    if bias is not None and tuple(bias.shape) != (pattern.shape[0],):
-        raise ValueError(f"bias: expected shape ({pattern.shape[0]},), one per row. Got {tuple(bias.shape)}.")
+        if operand.device != device:
+            raise ValueError(f"{name}: expected it on {device}, where the pattern is. Got {operand.device}.")
 
+
+def in_one_dtype(operands: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The operands, in autocast's type where autocast is on.
+
+    Args:
+        operands: by name, "x" among them, all on one device.
+
+    Raises:
+        TypeError: if one differs from "x" in dtype.
+        NotImplementedError: under forward-mode differentiation.
+    """
     # Without this check forward mode would return zeros: the operators are registered for reverse mode alone.
     if forward_ad._current_level >= 0:
         for name, operand in operands.items():
@@ -52,13 +93,12 @@ def checked_operands(
                     f"{name}: forward-mode derivatives are not supported; use reverse mode (torch.autograd)."
                 )
 
-    device = pattern.device.type
+    device = operands["x"].device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         # Autocast leaves float64 as it is.
         operands = {name: t if t.dtype == torch.float64 else t.to(dtype) for name, t in operands.items()}
-        x, values, bias = operands["x"], operands["values"], operands.get("bias")
     for name, operand in operands.items():
-        if operand.dtype != x.dtype:
-            raise TypeError(f"{name}: expected {x.dtype}, the dtype of x. Got {operand.dtype}.")
-    return x, values, bias
+        if operand.dtype != operands["x"].dtype:
+            raise TypeError(f"{name}: expected {operands['x'].dtype}, the dtype of x. Got {operand.dtype}.")
+    return operands

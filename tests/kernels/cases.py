@@ -1,5 +1,7 @@
 """Problems for the operators: sizes, masks and memory layouts, from a seed."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +46,23 @@ def random_mask(rows: int, cols: int, density: float, seed: int, holes: bool = F
 
 @dataclass(frozen=True)
 class Operands:
-    """What an operator is called with, in one dtype; x, values and bias require gradients."""
+    """What an operator is called with, in one dtype; x, values and bias require gradients.
+
+    A grouped operator has a mask ``[tasks, rows, cols]``, a pattern per task, the values of all tasks one behind the
+    other, and a bias ``[tasks, rows]``.
+    """
 
     mask: Tensor
-    pattern: rk.SparsePattern
+    patterns: tuple[rk.SparsePattern, ...]
     x: Tensor
     values: Tensor
     bias: Tensor | None
     dy: Tensor
+
+    @property
+    def pattern(self) -> rk.SparsePattern:
+        """The pattern, or that of the first task."""
+        return self.patterns[0]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -152,11 +163,60 @@ class ConvCase:
         return oracle.conv2d(mask, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
 
-Case = LinearCase | ConvCase
+@dataclass(frozen=True)
+class GroupedCase:
+    """One call of `rk.grouped_linear`; tasks ``absent`` have no rows, ``empty`` own nothing, ``full`` all."""
+
+    tasks: int
+    rows: int
+    cols: int
+    batch: tuple[int, ...]
+    density: float = 0.3
+    absent: tuple[int, ...] = ()
+    empty: tuple[int, ...] = ()
+    full: tuple[int, ...] = ()
+    x_layout: str = "contiguous"
+    dy_layout: str = "contiguous"
+    bias: bool = True
+    seed: int = 0
+
+    def __str__(self) -> str:
+        batch = "x".join(map(str, self.batch)) or "none"
+        special = {"absent": self.absent, "empty": self.empty, "full": self.full}
+        names = "".join(f"-{name}{'.'.join(map(str, which))}" for name, which in special.items() if which)
+        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        return f"T{self.tasks}-R{self.rows}-C{self.cols}-B{batch}-d{self.density}{names}{layouts}"
+
+    def task_of_row(self, batch: Sequence[int]) -> Tensor:
+        """The tasks that have rows in turn, their rows interleaved."""
+        present = torch.tensor([task for task in range(self.tasks) if task not in self.absent])
+        turns = torch.arange(math.prod(batch)) * 11 % len(present)
+        return present[turns].view(tuple(batch))
+
+    def operands(self, dtype: torch.dtype) -> Operands:
+        mask = torch.stack([self._mask(task) for task in range(self.tasks)])
+        x, dy = (*self.batch, self.cols), (*self.batch, self.rows)
+        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+
+    def _mask(self, task: int) -> Tensor:
+        density = 0.0 if task in self.empty else 1.0 if task in self.full else self.density
+        return random_mask(self.rows, self.cols, density, self.seed + task)
+
+    def call(self, operands: Operands, backend: str | None) -> Tensor:
+        vs = operands.values.split([each.nnz for each in operands.patterns])
+        task_of_row = self.task_of_row(operands.x.shape[:-1])
+        return rk.grouped_linear(operands.x, vs, operands.patterns, task_of_row, operands.bias, backend=backend)
+
+    def function(self, mask: Tensor) -> oracle.Function:
+        return oracle.grouped_linear(mask, self.task_of_row)
+
+
+Case = LinearCase | ConvCase | GroupedCase
 
 SMALL: dict[str, Case] = {
     "linear": LinearCase(5, 7, (3,), 0.5),
     "conv2d": ConvCase(2, 4, 6, (5, 4), (3, 2), stride=(2, 1), padding=(1, 0), groups=2, density=0.5),
+    "grouped_linear": GroupedCase(4, 5, 7, (6,), 0.5),
 }
 """One small problem per operator, for what does not depend on sizes."""
 
@@ -178,9 +238,9 @@ def _operands(
 
     return Operands(
         mask,
-        rk.SparsePattern.from_mask(mask),
+        tuple(rk.SparsePattern.from_mask(each) for each in mask.view(-1, *mask.shape[-2:])),
         laid_out(normal(*x_shape), x_layout).requires_grad_(),
         normal(int(mask.sum())).requires_grad_(),
-        normal(mask.shape[0]).requires_grad_() if bias else None,
+        normal(*mask.shape[:-1]).requires_grad_() if bias else None,
         laid_out(normal(*dy_shape), dy_layout),
     )

@@ -13,7 +13,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session", params=["linear", "conv2d"])
+@pytest.fixture(scope="session", params=["linear", "conv2d", "grouped_linear"])
 def operator(request: pytest.FixtureRequest) -> str:
     """The name of a differentiable operator."""
     return str(request.param)

@@ -13,7 +13,7 @@ Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def expanded(values: Tensor, mask: Tensor) -> Tensor:
-    """The dense weight: ``values`` in row-major order where ``mask`` is True, 0 elsewhere."""
+    """The dense weight, or weights: ``values`` in row-major order where ``mask`` is True, 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
 
@@ -35,6 +35,17 @@ def conv2d(
     def function(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         weight = expanded(values, mask).view(mask.shape[0], -1, *kernel_size)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    return function
+
+
+def grouped_linear(mask: Tensor, task_of_row: Callable[[torch.Size], Tensor]) -> Function:
+    """The product of every row with the expanded weight of its own task; ``mask`` is ``[tasks, rows, cols]``."""
+
+    def function(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        task = task_of_row(x.shape[:-1])
+        y = torch.einsum("...rc,...c->...r", expanded(values, mask)[task], x)
+        return y if bias is None else y + bias[task]
 
     return function
 

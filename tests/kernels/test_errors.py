@@ -44,7 +44,23 @@ def conv2d(**changed: Any) -> Tensor:
     return rk.conv2d(**(good | changed))
 
 
-# Of both operators: what is changed, the error, and a pattern of its text: argument, expected, got.
+PATTERNS = [rk.SparsePattern.from_mask(random_mask(4, 18, 0.5, seed)) for seed in range(3)]
+
+
+def grouped_linear(**changed: Any) -> Tensor:
+    """A good call of `grouped_linear`, of three tasks, with ``changed`` arguments."""
+    good: dict[str, Any] = {
+        "x": torch.zeros(5, 18),
+        "vs": [torch.zeros(each.nnz) for each in PATTERNS],
+        "ps": PATTERNS,
+        "task_of_row": torch.tensor([2, 0, 1, 1, 2]),
+        "biases": [torch.zeros(4)] * 3,
+        "backend": "reference",
+    }
+    return rk.grouped_linear(**(good | changed))
+
+
+# Of both operators on one pattern: what is changed, the error, and a pattern of its text: argument, expected, got.
 OPERANDS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "values too few": (
         {"values": torch.zeros(NNZ - 1)},
@@ -130,8 +146,96 @@ CONV2D: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
+def values_but(task: int, changed: Any) -> list[Any]:
+    """The values of a good grouped call, those of one task ``changed``."""
+    return [changed if t == task else torch.zeros(each.nnz) for t, each in enumerate(PATTERNS)]
+
+
+WIDER = rk.SparsePattern.from_mask(random_mask(4, 19, 0.5, 0))
+ELSEWHERE = PATTERNS[1].to("meta")
+GROUPED_LINEAR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "ps none": ({"ps": []}, ValueError, "ps: expected at least one"),
+    "ps single": ({"ps": PATTERNS[0]}, TypeError, "ps: expected a sequence.*SparsePattern"),
+    "ps mask": ({"ps": [PATTERNS[0], MASK, PATTERNS[2]]}, TypeError, r"ps\[1\]: expected a SparsePattern.*Tensor"),
+    "ps shape": (
+        {"ps": [*PATTERNS[:2], WIDER]},
+        ValueError,
+        r"ps\[2\]: expected shape \(4, 18\), that of ps\[0\]\. Got \(4, 19\)",
+    ),
+    "ps device": ({"ps": [PATTERNS[0], ELSEWHERE, PATTERNS[2]]}, ValueError, r"ps\[1\]: .*cpu.*ps\[0\].*meta"),
+    "ps too few": ({"ps": PATTERNS[:2]}, ValueError, "vs: expected 2 tensors, one per pattern. Got 3"),
+    "vs too few": ({"vs": values_but(0, None)[:2]}, ValueError, "vs: expected 3 tensors, one per pattern. Got 2"),
+    "vs tensor": ({"vs": torch.zeros(3, NNZ)}, TypeError, "vs: expected a sequence of tensors. Got Tensor"),
+    "vs None": ({"vs": None}, TypeError, "vs: expected a sequence of tensors. Got NoneType"),
+    "vs item list": ({"vs": values_but(1, [0.0])}, TypeError, r"vs\[1\]: .*tensor.*list"),
+    "vs item shape": (
+        {"vs": values_but(2, torch.zeros(3))},
+        ValueError,
+        rf"vs\[2\]: expected shape \({PATTERNS[2].nnz},\), one per owned weight. Got \(3,\)",
+    ),
+    "vs item dtype": (
+        {"vs": values_but(1, torch.zeros(PATTERNS[1].nnz).double())},
+        TypeError,
+        r"vs\[1\]: .*float32.*float64",
+    ),
+    "vs item integer": (
+        {"vs": values_but(0, torch.zeros(PATTERNS[0].nnz).long())},
+        TypeError,
+        r"vs\[0\]: .*floating.*int64",
+    ),
+    "vs item device": (
+        {"vs": values_but(2, torch.zeros(PATTERNS[2].nnz, device="meta"))},
+        ValueError,
+        r"vs\[2\]: .*cpu.*meta",
+    ),
+    "biases too many": (
+        {"biases": [torch.zeros(4)] * 4},
+        ValueError,
+        "biases: expected 3 tensors, one per pattern. Got 4",
+    ),
+    "biases number": ({"biases": 0.0}, TypeError, "biases: expected a sequence of tensors. Got float"),
+    "biases shape": ({"biases": torch.zeros(4, 3)}, ValueError, r"biases: expected shape \(3, 4\).*\(4, 3\)"),
+    "biases dtype": ({"biases": torch.zeros(3, 4).half()}, TypeError, "biases: .*float32.*float16"),
+    "biases device": ({"biases": torch.zeros(3, 4, device="meta")}, ValueError, "biases: .*cpu.*meta"),
+    "biases item None": ({"biases": [torch.zeros(4), None, torch.zeros(4)]}, TypeError, r"biases\[1\]: .*NoneType"),
+    "biases item shape": (
+        {"biases": [torch.zeros(4), torch.zeros(4), torch.zeros(1, 4)]},
+        ValueError,
+        r"biases\[2\]: expected shape \(4,\), one per row. Got \(1, 4\)",
+    ),
+    "task_of_row list": ({"task_of_row": [0] * 5}, TypeError, "task_of_row: expected a tensor. Got list"),
+    "task_of_row dtype": ({"task_of_row": torch.zeros(5)}, TypeError, "task_of_row: expected int32.*float32"),
+    "task_of_row bool": ({"task_of_row": torch.zeros(5).bool()}, TypeError, "task_of_row: expected int32.*bool"),
+    "task_of_row shape": (
+        {"task_of_row": torch.zeros(5, 1, dtype=torch.int64)},
+        ValueError,
+        r"task_of_row: expected shape \(5,\), one task per row of x. Got \(5, 1\)",
+    ),
+    "task_of_row device": (
+        {"task_of_row": torch.zeros(5, dtype=torch.int64, device="meta")},
+        ValueError,
+        "task_of_row: .*cpu.*meta",
+    ),
+    "task_of_row negative": (
+        {"task_of_row": torch.tensor([0, -4, 2, -1, 1])},
+        IndexError,
+        "task_of_row: expected tasks from 0 to 2. Got -4 to 2",
+    ),
+    "task_of_row too large": (
+        {"task_of_row": torch.tensor([0, 1, 3, 2, 1], dtype=torch.int32)},
+        IndexError,
+        "task_of_row: expected tasks from 0 to 2. Got 0 to 3",
+    ),
+    "backend unknown": OPERANDS["backend unknown"],
+    **LINEAR,
+    "x columns": ({"x": torch.zeros(5, 17)}, ValueError, r"x: .*\[\.\.\., 18\].*\(5, 17\)"),
+    "x transposed": ({"x": torch.zeros(18, 5)}, ValueError, r"x: .*\[\.\.\., 18\].*\(18, 5\)"),
+    "x dtype": ({"x": torch.zeros(5, 18).half()}, TypeError, r"vs\[0\]: .*float16.*float32"),
+}
+
+
 def test_the_good_calls_are_good() -> None:
-    assert linear().shape == (3, 4) and conv2d().shape == (2, 4, 3, 4)
+    assert linear().shape == (3, 4) and conv2d().shape == (2, 4, 3, 4) and grouped_linear().shape == (5, 4)
 
 
 @pytest.mark.parametrize(("changed", "error", "text"), OPERANDS.values(), ids=OPERANDS)
@@ -153,7 +257,13 @@ def test_bad_arguments_of_conv2d_are_named(changed: dict[str, Any], error: type[
         conv2d(**changed)
 
 
-@pytest.mark.parametrize("call", [linear, conv2d])
+@pytest.mark.parametrize(("changed", "error", "text"), GROUPED_LINEAR.values(), ids=GROUPED_LINEAR)
+def test_bad_arguments_of_grouped_linear_are_named(changed: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        grouped_linear(**changed)
+
+
+@pytest.mark.parametrize("call", [linear, conv2d, grouped_linear])
 @pytest.mark.parametrize("name", [name for name, status in rk.available_backends().items() if status is not True])
 def test_a_backend_that_cannot_run_says_why(call: Any, name: str) -> None:
     with pytest.raises(rk.BackendError) as caught:
@@ -168,3 +278,15 @@ def test_an_error_leaves_the_operands_unchanged(call: Any) -> None:
     with pytest.raises(ValueError, match="bias"):
         call(values=values, bias=bias)
     assert values.eq(1).all() and bias.eq(1).all() and PATTERN.nbytes == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [each for each, _, text in GROUPED_LINEAR.values() if "backend" not in each],
+    ids=[name for name, (each, _, _) in GROUPED_LINEAR.items() if "backend" not in each],
+)
+def test_an_error_stacks_no_index(changed: dict[str, Any]) -> None:
+    ps = [rk.SparsePattern.from_mask(each.mask()) for each in PATTERNS]
+    with pytest.raises((TypeError, ValueError, IndexError)):
+        grouped_linear(**({"ps": ps} | changed))
+    assert not any(each.groups for each in ps)

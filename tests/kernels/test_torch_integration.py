@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rsn2_kernels as rk
+from rsn2_kernels.group import PatternGroup
 
 from . import oracle
-from .cases import SMALL, ConvCase, LinearCase, Operands
+from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, Operands
 from .precision import assert_within_roundoff
 
 LAYOUTS = ("contiguous", "reversed", "strided")
@@ -23,20 +25,27 @@ LAYOUTS = ("contiguous", "reversed", "strided")
 
 def operator_calls(operator: str, backend: str, x_layout: str) -> dict[str, tuple[Any, ...]]:
     """Arguments of the three registered operators behind ``operator``, by operator name."""
+    size: tuple[Any, ...] = ()
+    rest: tuple[Any, ...] = ()
     if operator == "linear":
-        case: LinearCase | ConvCase = LinearCase(6, 9, (5,), x_layout=x_layout, dy_layout=x_layout)
-        geometry: tuple[Any, ...] = ()
-        size: tuple[Any, ...] = ()
-    else:
+        case: Case = LinearCase(6, 9, (5,), x_layout=x_layout, dy_layout=x_layout)
+    elif operator == "conv2d":
         case = ConvCase(2, 4, 6, (5, 4), (3, 2), (2, 1), (1, 0), (1, 2), 2, x_layout=x_layout, dy_layout=x_layout)
-        geometry = (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
+        rest = (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
         size = (case.size,)
+    else:
+        case = GroupedCase(4, 6, 9, (7,), absent=(1,), x_layout=x_layout, dy_layout=x_layout)
+        rest = (case.tasks,)
     o = case.operands(torch.float32)
     values = o.values.detach()
+    if isinstance(case, GroupedCase):
+        index = PatternGroup.of(o.patterns).index(case.task_of_row(case.batch), with_columns=True)
+    else:
+        index = o.pattern.index(with_columns=True)
     return {
-        operator: (o.x, o.values, o.bias, o.pattern.index(with_columns=True), *geometry, backend),
-        f"{operator}_dx": (o.dy, values, o.pattern.index(with_columns=True), *size, *geometry, backend),
-        f"{operator}_dvalues": (o.dy, o.x.detach(), o.pattern.index(with_columns=False), *geometry, backend),
+        operator: (o.x, o.values, o.bias, index, *rest, backend),
+        f"{operator}_dx": (o.dy, values, index, *size, *rest, backend),
+        f"{operator}_dvalues": (o.dy, o.x.detach(), index[:-3], *rest, backend),
     }
 
 
@@ -55,7 +64,7 @@ def test_opcheck_passes_without(missing: str, operator: str, backend: str) -> No
     elif missing == "gradients":
         x, values, bias = x.detach(), values.detach(), bias.detach()
     else:
-        x, index = x.detach(), index[:2]
+        x, index = x.detach(), index[:-3]
     torch.library.opcheck(getattr(torch.ops.rsn2, operator).default, (x, values, bias, index, *rest))
 
 
@@ -75,6 +84,10 @@ def small_call(
     def function(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         if operator == "linear":
             return rk.linear(x * 2, values, operands.pattern, bias, backend=backend).relu()
+        if operator == "grouped_linear":
+            vs = values.split([each.nnz for each in operands.patterns])
+            task_of_row = torch.arange(x.shape[0]) % len(vs)
+            return rk.grouped_linear(x * 2, vs, operands.patterns, task_of_row, bias, backend=backend).relu()
         return rk.conv2d(
             x * 2,
             values,
@@ -88,6 +101,11 @@ def small_call(
         ).relu()
 
     return function
+
+
+def column_order(operator: str, patterns: tuple[rk.SparsePattern, ...]) -> tuple[Tensor, ...]:
+    """The column order that the operator uses, of the pattern or of the group."""
+    return (PatternGroup.of(patterns) if operator == "grouped_linear" else patterns[0]).by_column()
 
 
 def with_gradients(function: Callable[..., Tensor], operands: Operands, dy: Tensor) -> list[Tensor]:
@@ -108,7 +126,7 @@ def test_a_compiled_function_equals_the_eager_one_at_every_batch_size(
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for batch in (3, 5):
         x = torch.randn(batch, *operands.x.shape[1:], requires_grad=True)
-        now = Operands(operands.mask, operands.pattern, x, operands.values, operands.bias, operands.dy)
+        now = replace(operands, x=x)
         dy = torch.randn(batch, *operands.dy.shape[1:])
         for name, got, expected in zip(
             ("y", "dx", "dvalues", "dbias"),
@@ -122,6 +140,7 @@ def test_a_compiled_function_equals_the_eager_one_at_every_batch_size(
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_dynamic_batch_size_is_compiled_once(operator: str, backend: str) -> None:
     operands = SMALL[operator].operands(torch.float32)
+    PatternGroup.of(operands.patterns)  # Stacked by the first call of all, which compiles something else.
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(small_call(operator, operands, backend), fullgraph=True, dynamic=True, backend=counter)
     for batch in (3, 5, 9):
@@ -134,8 +153,8 @@ def test_a_compiled_function_leaves_a_pattern_that_eager_calls_can_use(operator:
     operands = SMALL[operator].operands(torch.float32)
     function = small_call(operator, operands, backend)
     with_gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), operands, operands.dy)
-    expected = rk.SparsePattern.from_mask(operands.mask).by_column()
-    for got, wanted in zip(operands.pattern.by_column(), expected, strict=True):
+    expected = column_order(operator, SMALL[operator].operands(torch.float32).patterns)
+    for got, wanted in zip(column_order(operator, operands.patterns), expected, strict=True):
         assert type(got) is Tensor and torch.equal(got, wanted)
 
 
@@ -218,6 +237,17 @@ def test_autocast_computes_in_its_own_type_and_returns_gradients_in_the_operands
         assert_within_roundoff(name, gradient.bfloat16(), exact[name], torch.bfloat16)
 
 
+def test_a_backward_pass_inside_autocast_keeps_the_operands_precision(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    inputs = list(operands.inputs.values())
+    outside = torch.autograd.grad(SMALL[operator].call(operands, backend), inputs, operands.dy)
+    y = SMALL[operator].call(operands, backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(y, inputs[:2], operands.dy)
+    for name, got, wanted in zip(operands.inputs, inside, outside, strict=False):
+        assert got.dtype == torch.float32 and torch.equal(got, wanted), name
+
+
 def test_autocast_leaves_float64_alone_as_it_does_for_torchs_own_linear(backend: str) -> None:
     operands = LinearCase(5, 7, (3,)).operands(torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -244,7 +274,7 @@ def test_a_copied_pattern_computes_the_same(
     case = SMALL[operator]
     operands = case.operands(torch.float32)
     operands.pattern.index(with_columns)
-    twin = Operands(operands.mask, copied(operands.pattern), operands.x, operands.values, operands.bias, operands.dy)
+    twin = replace(operands, patterns=copied(operands.patterns))
     inputs = list(operands.inputs.values())
     for call in (operands, twin):
         assert call.pattern.nnz == operands.pattern.nnz

@@ -1,0 +1,193 @@
+"""The linear operator with a weight per row: each row of x is multiplied by its own task's packed weight."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rsn2_kernels import dispatch
+from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.group import PatternGroup
+from rsn2_kernels.ops.gradients import register_gradients
+from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype, register
+from rsn2_kernels.pattern import SparsePattern
+
+Item = TypeVar("Item")
+
+
+def grouped_linear(
+    x: Tensor,
+    vs: Sequence[Tensor],
+    ps: Sequence[SparsePattern],
+    task_of_row: Tensor,
+    biases: Sequence[Tensor] | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Multiply each row of x by the packed weight of its own task. Differentiable, to any order.
+
+    With T tasks, row ``b`` of the result is ``linear(x[b], vs[t], ps[t], biases[t])`` for ``t = task_of_row[b]``. The
+    index of the patterns is stacked at the first call; the first pattern remembers it for later calls with the same
+    ones (the last 8 such groups).
+
+    Args:
+        x: ``[..., cols]``, any strides.
+        vs: T tensors ``[nnz]``, each as long as its pattern asks.
+        ps: T patterns of one shape ``(rows, cols)``; the same one may occur several times. T is at least 1.
+        task_of_row: int32 or int64, of shape ``x.shape[:-1]``: the position of each row's task in ``vs`` and ``ps``.
+            A task may have any number of rows, none included.
+        biases: T tensors ``[rows]``, or one ``[T, rows]``, or None.
+        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest. On a GPU the
+            ``dense`` backend waits for the device to learn how many rows each task has.
+
+    Returns:
+        ``[..., rows]``, in the dtype of the operands (autocast's where it is on). Types narrower than float32
+        accumulate in float32.
+
+        Ids out of range are an error on the CPU. Checking them on a GPU would wait for the device, and inside
+        torch.compile they are not known yet: there such a row comes out as NaN, its gradient of x is 0, and it
+        contributes nothing to the gradients of the values and biases.
+
+    Raises:
+        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device; names it.
+        IndexError: if ``task_of_row`` on the CPU holds an id that is not in ``[0, T)``.
+        BackendError: if ``backend`` cannot run here; says why.
+    """
+    ps = _items("ps", ps, "SparsePatterns")
+    rows, cols = _one_shape(ps)
+    x, values, biases = _checked_operands(x, vs, ps, biases)
+    if x.dim() == 0 or x.shape[-1] != cols:
+        raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
+    _check_tasks(task_of_row, x, len(ps))
+    group = PatternGroup.of(ps)
+    flat = x.reshape(math.prod(x.shape[:-1]), cols)
+    name = dispatch.choose("grouped_linear", group, flat.shape[0], x.dtype, backend)
+    index = group.index(task_of_row.reshape(flat.shape[0]), with_columns=x.requires_grad and torch.is_grad_enabled())
+    y: Tensor = torch.ops.rsn2.grouped_linear(flat, values, biases, index, len(ps), name)
+    return y.view(*x.shape[:-1], rows)
+
+
+def _items(name: str, given: Iterable[Item], what: str) -> tuple[Item, ...]:
+    """The items of a sequence argument."""
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{name}: expected a sequence of {what}. Got {type(given).__name__}.")
+    return tuple(given)
+
+
+def _named(name: str, given: Iterable[Tensor], tasks: int) -> dict[str, Tensor]:
+    """The tensors of a sequence argument, each by its own name."""
+    items = _items(name, given, "tensors")
+    if len(items) != tasks:
+        raise ValueError(f"{name}: expected {tasks} tensors, one per pattern. Got {len(items)}.")
+    return {f"{name}[{task}]": item for task, item in enumerate(items)}
+
+
+def _one_shape(ps: tuple[SparsePattern, ...]) -> tuple[int, int]:
+    """The shape that all patterns have."""
+    if not ps:
+        raise ValueError("ps: expected at least one SparsePattern. Got none.")
+    for task, pattern in enumerate(ps):
+        check_pattern(f"ps[{task}]", pattern)
+        if pattern.shape != ps[0].shape:
+            raise ValueError(f"ps[{task}]: expected shape {ps[0].shape}, that of ps[0]. Got {pattern.shape}.")
+        if pattern.device != ps[0].device:
+            raise ValueError(f"ps[{task}]: expected it on {ps[0].device}, where ps[0] is. Got {pattern.device}.")
+    return ps[0].shape
+
+
+def _checked_operands(
+    x: Tensor, vs: Sequence[Tensor], ps: tuple[SparsePattern, ...], biases: Sequence[Tensor] | Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, the values of all tasks one behind the other, and the biases as ``[T, rows]``, in one dtype."""
+    tasks, rows = len(ps), ps[0].shape[0]
+    values = _named("vs", vs, tasks)
+    if biases is None:
+        added = {}
+    elif isinstance(biases, Tensor):
+        added = {"biases": biases}
+    else:
+        added = _named("biases", biases, tasks)
+    operands = {"x": x, **values, **added}
+    check_floating(operands, ps[0].device)
+    for (name, each), pattern in zip(values.items(), ps, strict=True):
+        check_shape(name, each, (pattern.nnz,), "one per owned weight")
+    for name, each in added.items():
+        if name == "biases":
+            check_shape(name, each, (tasks, rows), "one per task and row")
+        else:
+            check_shape(name, each, (rows,), "one per row")
+    x, *rest = in_one_dtype(operands).values()
+    stacked = rest[tasks:]
+    if stacked and not isinstance(biases, Tensor):
+        stacked = [torch.stack(stacked)]
+    return x, torch.cat(rest[:tasks]), stacked[0].contiguous() if stacked else None
+
+
+def _check_tasks(task_of_row: Tensor, x: Tensor, tasks: int) -> None:
+    if not isinstance(task_of_row, Tensor):
+        raise TypeError(f"task_of_row: expected a tensor. Got {type(task_of_row).__name__}.")
+    if task_of_row.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"task_of_row: expected int32 or int64. Got {task_of_row.dtype}.")
+    check_shape("task_of_row", task_of_row, tuple(x.shape[:-1]), "one task per row of x")
+    if task_of_row.device != x.device:
+        raise ValueError(f"task_of_row: expected it on {x.device}, where x is. Got {task_of_row.device}.")
+    # Elsewhere the values are not known to the host yet.
+    if x.device.type == "cpu" and task_of_row.numel() > 0 and not torch.compiler.is_compiling():
+        smallest, largest = (int(each) for each in task_of_row.aminmax())
+        if smallest < 0 or largest >= tasks:
+            raise IndexError(f"task_of_row: expected tasks from 0 to {tasks - 1}. Got {smallest} to {largest}.")
+
+
+def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str) -> Tensor:
+    return dispatch.module(backend).grouped_linear(x, values, biases, index, tasks)
+
+
+def _grouped_linear_fake(
+    x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str
+) -> Tensor:
+    return x.new_empty(x.shape[0], (index[1].shape[0] - 1) // tasks)
+
+
+def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+    return dispatch.module(backend).grouped_linear_dx(dy, values, index, tasks)
+
+
+def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+    return dy.new_empty(dy.shape[0], columns(index[1:]) // tasks)
+
+
+def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+    return dispatch.module(backend).grouped_linear_dvalues(dy, x, index, tasks)
+
+
+def _grouped_linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+    return dy.new_empty(index[2].shape[0])
+
+
+def _grouped_linear_dbias(dy: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+    """The sum of dy over the rows of each task, ``[tasks, rows]``: one dense product, the same bits at every run."""
+    wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
+    one_hot = (index[0] == torch.arange(tasks, device=dy.device)[:, None]).to(wide.dtype)
+    # 0 * NaN is NaN: what is not finite must not reach other tasks, nor what stands in the rows of no task anyone.
+    finite = wide.isfinite()
+    spoiled = one_hot @ (~finite).to(wide.dtype) > 0
+    return (one_hot @ wide.where(finite, 0)).masked_fill(spoiled, torch.nan).to(dy.dtype)
+
+
+register(
+    "grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor[] index, int tasks, str backend) -> Tensor",
+    _grouped_linear,
+    _grouped_linear_fake,
+)
+register(
+    "grouped_linear_dx(Tensor dy, Tensor values, Tensor[] index, int tasks, str backend) -> Tensor",
+    _grouped_linear_dx,
+    _grouped_linear_dx_fake,
+)
+register(
+    "grouped_linear_dvalues(Tensor dy, Tensor x, Tensor[] index, int tasks, str backend) -> Tensor",
+    _grouped_linear_dvalues,
+    _grouped_linear_dvalues_fake,
+)
+register_gradients("grouped_linear", size_of=lambda x: (), dbias=_grouped_linear_dbias)

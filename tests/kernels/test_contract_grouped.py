@@ -1,0 +1,344 @@
+"""`grouped_linear` on every backend: each row meets its own task's weight and bias, and no other task's anything."""
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rsn2_kernels as rk
+from rsn2_kernels.group import REMEMBERED, PatternGroup
+
+from .cases import LAYOUTS, SMALL, GroupedCase, random_mask
+from .contract import assert_keeps_contract
+from .precision import DTYPES
+
+SIZES = (
+    GroupedCase(1, 1, 1, (1,), 1.0),
+    GroupedCase(1, 9, 14, (6,)),
+    GroupedCase(5, 21, 37, (43,)),
+    GroupedCase(5, 65, 63, (17,), 0.2),
+    GroupedCase(30, 8, 12, (30,)),
+    GroupedCase(30, 8, 12, (1,)),
+    GroupedCase(4, 20, 30, (9,), empty=(0, 2)),
+    GroupedCase(3, 20, 30, (9,), empty=(0, 1, 2)),
+    GroupedCase(4, 20, 30, (9,), full=(1, 3)),
+    GroupedCase(3, 20, 30, (9,), empty=(1,), full=(0, 2)),
+    GroupedCase(5, 11, 13, (12,), absent=(0, 3)),
+    GroupedCase(5, 11, 13, (12,), absent=(0, 1, 3, 4)),
+    GroupedCase(4, 1, 70, (10,)),
+    GroupedCase(4, 70, 1, (10,)),
+    GroupedCase(3, 19, 23, (8,), bias=False),
+    # Long enough that no kernel holds the reduction, or one task's rows, in one block.
+    GroupedCase(2, 17, 2500, (5,), 0.1),
+    GroupedCase(3, 13, 19, (700,)),
+)
+BATCHES = tuple(GroupedCase(3, 9, 14, batch) for batch in ((), (0,), (1,), (4, 3), (0, 3), (3, 0), (2, 1, 5)))
+GROUPED_LAYOUTS = tuple(layout for layout in LAYOUTS if layout != "channels_last")
+
+
+@st.composite
+def grouped_cases(draw: st.DrawFn) -> GroupedCase:
+    """Any small call, layouts included."""
+    tasks = draw(st.integers(1, 6))
+    some = st.lists(st.integers(0, tasks - 1), max_size=2, unique=True).map(tuple)
+    return GroupedCase(
+        tasks,
+        rows=draw(st.integers(1, 40)),
+        cols=draw(st.integers(1, 40)),
+        batch=tuple(draw(st.lists(st.integers(0, 10), max_size=3))),
+        density=draw(st.sampled_from((0.0, 0.02, 0.2, 0.6, 1.0))),
+        absent=draw(some) if tasks > 2 else (),
+        empty=draw(some),
+        full=draw(some),
+        x_layout=draw(st.sampled_from(GROUPED_LAYOUTS)),
+        dy_layout=draw(st.sampled_from(GROUPED_LAYOUTS)),
+        bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SIZES, ids=str)
+def test_awkward_sizes(case: GroupedCase, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(case, dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+def test_any_number_of_batch_dimensions(case: GroupedCase, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(case, dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dy_layout", GROUPED_LAYOUTS)
+@pytest.mark.parametrize("x_layout", GROUPED_LAYOUTS)
+def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(GroupedCase(3, 21, 37, (50,), x_layout=x_layout, dy_layout=dy_layout), dtype, backend)
+
+
+@given(case=grouped_cases(), dtype=st.sampled_from(DTYPES))
+def test_any_call(backend: str, case: GroupedCase, dtype: torch.dtype) -> None:
+    assert_keeps_contract(case, dtype, backend)
+
+
+class Tasks:
+    """Three tasks of one 6 x 8 layer in float64, the last without rows; values and biases are leaves."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+        self.ps = [rk.SparsePattern.from_mask(random_mask(6, 8, 0.4, seed)) for seed in range(3)]
+        self.vs = [normal(each.nnz) for each in self.ps]
+        self.biases = [normal(6) for _ in self.ps]
+        self.x, self.dy = normal(7, 8), normal(7, 6).detach()
+        self.task_of_row = torch.tensor([1, 0, 1, 1, 0, 0, 1])
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.x, *self.vs, *self.biases]
+
+    def call(self, backend: str | None, **changed: Any) -> Tensor:
+        """The call, with ``changed`` arguments."""
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in ("x", "vs", "ps", "task_of_row", "biases")}
+        return rk.grouped_linear(**(arguments | {"backend": backend} | changed))
+
+
+def test_every_task_gets_its_own_gradients(backend: str) -> None:
+    tasks = Tasks()
+    found = torch.autograd.grad(tasks.call(backend), tasks.inputs, tasks.dy)
+    rows = [tasks.task_of_row == task for task in range(3)]
+    alone = [
+        rk.linear(tasks.x[mine], v, p, bias, backend=backend)
+        for mine, v, p, bias in zip(rows, tasks.vs, tasks.ps, tasks.biases, strict=True)
+    ]
+    expected = torch.autograd.grad(alone, tasks.inputs, [tasks.dy[mine] for mine in rows])
+    torch.testing.assert_close(found, expected)
+    assert not found[3].any() and not found[6].any(), "a task without rows has gradients of 0"
+
+
+def test_numerical_first_and_second_derivatives_agree(backend: str) -> None:
+    tasks = Tasks()
+
+    def call(x: Tensor, *rest: Tensor) -> Tensor:
+        return tasks.call(backend, x=x[:3], vs=rest[:3], biases=rest[3:], task_of_row=tasks.task_of_row[:3])
+
+    inputs = tuple(tasks.inputs)
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_one_pattern_may_serve_several_tasks(backend: str) -> None:
+    tasks = Tasks()
+    p, v, w = tasks.ps[0], tasks.vs[0], tasks.vs[0] * 2
+    y = tasks.call(backend, ps=[p, p, p], vs=[v, w, v], biases=None)
+    expected = rk.linear(tasks.x, v, p, backend=backend) * (1 + (tasks.task_of_row == 1))[:, None]
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_both_integer_types_name_tasks(dtype: torch.dtype, backend: str) -> None:
+    tasks = Tasks()
+    changed = tasks.task_of_row.to(dtype).repeat_interleave(2)[::2]
+    assert torch.equal(tasks.call(backend, task_of_row=changed), tasks.call(backend))
+
+
+def test_biases_in_one_tensor_or_several_are_the_same(backend: str) -> None:
+    tasks = Tasks()
+    expected = tasks.call(backend)
+    stacked = torch.stack(tasks.biases)
+    assert torch.equal(tasks.call(backend, biases=stacked), expected)
+    assert torch.equal(tasks.call(backend, biases=stacked.t().contiguous().t()), expected)
+    assert torch.equal(tasks.call(backend, biases=nn.ParameterList(tasks.biases)), expected)
+
+
+def test_the_same_call_gives_the_same_bits(backend: str) -> None:
+    case = GroupedCase(5, 33, 65, (129,))
+    operands = case.operands(torch.float32)
+    inputs = list(operands.inputs.values())
+    first, second = (torch.autograd.grad(case.call(operands, backend), inputs, operands.dy) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_what_is_not_finite_in_one_task_reaches_no_other(backend: str) -> None:
+    tasks = Tasks()
+    clean = torch.autograd.grad(tasks.call(backend), tasks.inputs, tasks.dy)
+    mine = tasks.task_of_row == 1
+    x, dy = tasks.x.detach().clone(), tasks.dy.clone()
+    x[2, 3], dy[3, 4], dy[6, 0] = torch.inf, torch.nan, torch.inf
+    x.requires_grad_()
+    y = tasks.call(backend, x=x)
+    assert torch.equal(y[~mine], tasks.call(backend)[~mine])
+    found = torch.autograd.grad(y, [x, *tasks.inputs[1:]], dy)
+    assert torch.equal(found[0][~mine], clean[0][~mine])
+    for position in (1, 3, 4, 6):
+        assert torch.equal(found[position], clean[position])
+    bias = found[5]
+    assert not bias[4].isfinite() and not bias[0].isfinite() and bias[[1, 2, 3, 5]].isfinite().all()
+
+
+def test_an_unknown_task_that_is_not_checked_is_nan_and_contributes_nothing(backend: str) -> None:
+    """As on a GPU: the registered operator itself checks no values."""
+    tasks = Tasks()
+    values, biases = torch.cat(tasks.vs).detach().requires_grad_(), torch.stack(tasks.biases).detach().requires_grad_()
+    group = PatternGroup.of(tasks.ps)
+
+    def run(rows: list[int], task_of_row: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x = tasks.x.detach()[rows].requires_grad_()
+        index = group.index(task_of_row, with_columns=True)
+        y = torch.ops.rsn2.grouped_linear(x, values, biases, index, 3, backend)
+        # The gradient of a row that is NaN is NaN as a rule.
+        dy = tasks.dy[rows].where(y.isfinite(), torch.nan)
+        return y, torch.autograd.grad(y, [x, values, biases], dy)
+
+    wild = tasks.task_of_row.clone()
+    wild[0], wild[3], wild[5] = -1, 3, 2**40
+    known = [1, 2, 4, 6]
+    expected, expected_gradients = run(known, tasks.task_of_row[known])
+    y, (dx, dvalues, dbiases) = run(list(range(7)), wild)
+    assert y[[0, 3, 5]].isnan().all() and not dx[[0, 3, 5]].any()
+    found = (y[known], dx[known], dvalues, dbiases)
+    torch.testing.assert_close(found, (expected, *expected_gradients), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason=str(rk.available_backends()["cpu"]))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_native_operator_gives_the_bits_of_linear(dtype: torch.dtype) -> None:
+    case = GroupedCase(4, 33, 70, (23,), absent=(1,), x_layout="reversed")
+    operands = case.operands(dtype)
+    y = case.call(operands, "cpu")
+    tasks = case.task_of_row(case.batch)
+    vs = operands.values.split([each.nnz for each in operands.patterns])
+    assert operands.bias is not None
+    for task, (v, p, bias) in enumerate(zip(vs, operands.patterns, operands.bias, strict=True)):
+        assert torch.equal(y[tasks == task], rk.linear(operands.x[tasks == task], v, p, bias, backend="cpu"))
+
+
+def test_the_stacked_index_is_that_of_the_patterns_one_below_the_other() -> None:
+    masks = torch.stack([random_mask(6, 8, density, 0) for density in (0.4, 0.0, 1.0, 0.2)])
+    patterns = [rk.SparsePattern.from_mask(mask) for mask in masks]
+    group = PatternGroup.of(patterns)
+    rows = rk.SparsePattern.from_mask(masks.view(24, 8))
+    assert (group.tasks, group.shape, group.nnz) == (4, (6, 8), rows.nnz)
+    assert torch.equal(group.crow, rows.crow) and torch.equal(group.col, rows.col)
+    crow_t, row_t, perm = group.by_column()
+    cols = rk.SparsePattern.from_mask(masks.transpose(1, 2).reshape(32, 6))
+    assert torch.equal(crow_t, cols.crow) and torch.equal(row_t, cols.col)
+    numbers = torch.arange(rows.nnz, dtype=torch.int32)
+    dense = torch.zeros(4, 6, 8, dtype=torch.int32).masked_scatter(masks, numbers)
+    assert torch.equal(perm, dense.transpose(1, 2)[masks.transpose(1, 2)])
+    assert all(each.dtype == torch.int32 for each in (group.crow, group.col, crow_t, row_t, perm))
+    assert group.nbytes == 4 * (25 + 33 + 3 * rows.nnz)
+
+
+def test_a_second_call_builds_nothing(backend: str) -> None:
+    tasks = Tasks()
+    torch.autograd.grad(tasks.call(backend), tasks.inputs, tasks.dy)
+    group = PatternGroup.of(tasks.ps)
+    before = (group.crow, group.col, *group.by_column())
+    torch.autograd.grad(tasks.call(backend, ps=tuple(tasks.ps)), tasks.inputs, tasks.dy)
+    assert PatternGroup.of(tasks.ps) is group and len(tasks.ps[0].groups) == 1
+    assert all(a is b for a, b in zip(before, (group.crow, group.col, *group.by_column()), strict=True))
+
+
+def test_another_order_is_another_group() -> None:
+    p, q = Tasks().ps[:2]
+    groups = [PatternGroup.of(each) for each in ([p, q], [p, p, q], [p], [p, p], [q, p])]
+    assert len({id(each) for each in groups}) == 5
+    assert [each.nnz for each in groups] == [p.nnz + q.nnz, 2 * p.nnz + q.nnz, p.nnz, 2 * p.nnz, p.nnz + q.nnz]
+
+
+def test_a_group_dies_with_its_first_pattern() -> None:
+    tasks = Tasks()
+    p = tasks.ps[0]
+    gc.disable()
+    try:
+        built = [weakref.ref(PatternGroup.of(each).crow) for each in (tasks.ps, [p, p], [p])]
+        assert all(each() is not None for each in built)
+        del tasks, p
+        assert all(each() is None for each in built), "no cycle keeps it"
+    finally:
+        gc.enable()
+
+
+def test_a_group_never_serves_other_patterns_than_its_own() -> None:
+    """A new pattern may get the address of one that died."""
+    first = Tasks().ps[0]
+    for seed in range(3 * REMEMBERED):
+        other = rk.SparsePattern.from_mask(random_mask(6, 8, 0.4, 100 + seed))
+        assert torch.equal(PatternGroup.of([first, other]).col, torch.cat([first.col, other.col]))
+
+
+def test_only_the_last_groups_are_remembered() -> None:
+    first = Tasks().ps[0]
+    built = [weakref.ref(PatternGroup.of([first] * (1 + count)).crow) for count in range(REMEMBERED + 3)]
+    assert [each() is not None for each in built] == [False] * 3 + [True] * REMEMBERED
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))], ids=["deepcopy", "pickle"]
+)
+def test_a_copied_pattern_takes_no_groups_along(copied: Callable[[Any], Any]) -> None:
+    tasks = Tasks()
+    tasks.call("reference")
+    assert len(tasks.ps[0].groups) == 1 and not copied(tasks.ps[0]).groups
+
+
+def test_a_group_stacked_in_inference_mode_serves_training(backend: str) -> None:
+    tasks = Tasks()
+    with torch.inference_mode():
+        y = tasks.call(backend)
+    assert torch.equal(tasks.call(backend), y)
+    torch.autograd.grad(tasks.call(backend), tasks.inputs, tasks.dy)
+
+
+class Layer(nn.Module):
+    """A grouped layer that is exported with its patterns as constants."""
+
+    def __init__(self, tasks: Tasks, backend: str) -> None:
+        super().__init__()
+        self.vs = nn.ParameterList(tasks.vs)
+        self.ps, self.backend = tasks.ps, backend
+
+    def forward(self, x: Tensor, task_of_row: Tensor) -> Tensor:
+        return rk.grouped_linear(x, self.vs, self.ps, task_of_row, backend=self.backend)
+
+
+def test_an_exported_layer_serves_other_rows_and_tasks_and_leaves_no_group_without_data(backend: str) -> None:
+    tasks = Tasks()
+    layer = Layer(tasks, backend)
+    batch = torch.export.Dim("batch", min=2)
+    arguments = (tasks.x.detach(), tasks.task_of_row)
+    program = torch.export.export(layer, arguments, dynamic_shapes=({0: batch}, {0: batch}))
+    assert not any(type(each.crow) is not Tensor for each in tasks.ps[0].groups.values())
+    x, task_of_row = torch.randn(9, 8, dtype=torch.float64), torch.arange(9) % 3
+    assert torch.equal(program.module()(x, task_of_row), layer(x, task_of_row))
+
+
+def test_without_a_name_the_backend_that_explain_names_runs() -> None:
+    case = SMALL["grouped_linear"]
+    operands = case.operands(torch.float32)
+    said = rk.explain("grouped_linear", operands.pattern, 2, torch.float32, "cpu")
+    assert rk.available_backends()[said.backend] is True
+    assert torch.equal(case.call(operands, None), case.call(operands, said.backend))
+    empty = replace(case, batch=(0,))
+    assert empty.call(empty.operands(torch.float32), None).shape == (0, 5)
+
+
+def test_more_owned_positions_than_the_index_can_count_are_refused() -> None:
+    crow = torch.empty(7, dtype=torch.int32, device="meta")
+    half = rk.SparsePattern((6, 2**29), crow, torch.empty(2**30, dtype=torch.int32, device="meta"))
+    with pytest.raises(ValueError, match=r"ps: expected at most 2147483647 owned positions in all. Got 2147483648"):
+        PatternGroup.of([half, half])
+    assert not half.groups
