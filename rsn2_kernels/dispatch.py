@@ -1,26 +1,29 @@
 """Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
 Costs are predicted seconds of one forward product. The backward products cost about the same each, on either side, so
-one choice serves a training step.
+one choice serves a training step. On the CPU their model is fitted here; that of a GPU is in gpu_cost.py.
 """
 
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 
-from rsn2_kernels.backends import Backend, cpu, dense, reference
+from rsn2_kernels import gpu_cost, plans
+from rsn2_kernels.backends import Backend, cpu, dense, reference, triton
+from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.pattern import SparsePattern
+from rsn2_kernels.plans import Weight
 
 OPERATORS = ("linear", "conv2d", "grouped_linear")
 
-_MODULES = {"reference": reference, "dense": dense, "cpu": cpu}
+_MODULES = {"reference": reference, "dense": dense, "cpu": cpu, "triton": triton}
 
 # Backends that the architecture names and this version does not hold yet.
 _ABSENT = {
-    "triton": "this version has no Triton kernels; on a GPU the dense backend runs",
-    "cuda": "this version has no CUDA kernels; on a GPU the dense backend runs",
+    "cuda": "this version has no CUDA kernels; on a GPU the triton and dense backends run",
 }
 
 
@@ -60,24 +63,52 @@ def module(name: str) -> Backend:
 
 def available_backends() -> dict[str, bool | str]:
     """For each backend True, or in one sentence why it cannot run on this machine."""
-    return {"reference": True, "dense": True, "cpu": cpu.unavailable or True, **_ABSENT}
+    return {
+        "reference": True,
+        "dense": True,
+        "cpu": cpu.unavailable or True,
+        "triton": triton.unavailable or True,
+        **_ABSENT,
+    }
 
 
-def choose(op: str, pattern: SparsePattern | PatternGroup, batch: int, dtype: torch.dtype, backend: str | None) -> str:
+def index(backend: str, weight: Weight, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
+    """The index tensors that a backend reads: those of the weight, and its plans where the backend visits by plan."""
+    tensors = weight.index(with_columns)
+    return tensors + plans.plan_tensors(weight, geometry, with_columns) if backend == "triton" else tensors
+
+
+def choose(
+    op: str,
+    weight: Weight,
+    batch: int,
+    dtype: torch.dtype,
+    backend: str | None,
+    geometry: ConvGeometry | None = None,
+) -> str:
     """The backend that runs a call: the one asked for, else the cheapest predicted.
 
     Raises:
         BackendError: if the backend asked for does not exist or cannot run this call; says why.
     """
     if backend is None:
-        return _cheapest(_costs(op, pattern, batch, dtype, pattern.device.type))
-    why = _why_not(backend, pattern.device.type)
+        return _cheapest(_costs(op, weight, batch, dtype, weight.device, geometry))
+    why = _why_not(backend, weight.device, dtype)
     if why is not None:
         raise BackendError(f"backend {backend!r} cannot run this call: {why}.")
     return backend
 
 
-def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, device: torch.device | str) -> Explanation:
+def explain(
+    op: str,
+    pattern: SparsePattern,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    kernel_size: int | Pair = 1,
+    groups: int = 1,
+) -> Explanation:
     """Say which backend `backend=None` would run, what each is predicted to cost, and why.
 
     Args:
@@ -86,9 +117,11 @@ def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, dev
         batch: columns that the weight is multiplied with: rows of x, or for conv2d N * OH * OW.
         dtype: of the operands.
         device: where the call would run.
+        kernel_size, groups: of a conv2d; what a GPU would visit depends on them.
 
     Raises:
-        ValueError: if ``op`` is not an operator, ``batch`` is negative, or ``dtype`` is not a floating-point one.
+        ValueError: if ``op`` is not an operator, ``batch`` is negative, ``dtype`` is not a floating-point one, or the
+            pattern is not that of a convolution with this ``kernel_size`` and ``groups``.
     """
     if op not in OPERATORS:
         raise ValueError(f"op: expected one of {OPERATORS}. Got {op!r}.")
@@ -96,11 +129,14 @@ def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, dev
         raise ValueError(f"batch: expected at least 0. Got {batch}.")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point dtype. Got {dtype}.")
-    kind = torch.device(device).type
-    costs = _costs(op, pattern, batch, dtype, kind)
+    geometry = checked_geometry(kernel_size, 1, 0, 1, groups) if op == "conv2d" else None
+    if geometry is not None:
+        check_filters(pattern, geometry)
+    where = torch.device(device)
+    costs = _costs(op, pattern, batch, dtype, where, geometry)
     best = _cheapest(costs)
     known = available_backends()
-    unavailable = {name: why for name in known if (why := _why_not(name, kind)) is not None}
+    unavailable = {name: why for name in known if (why := _why_not(name, where, dtype)) is not None}
     if "cpu" not in costs:
         unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
     unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
@@ -108,19 +144,31 @@ def explain(op: str, pattern: SparsePattern, batch: int, dtype: torch.dtype, dev
     against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
     reason = f"predicted fastest at density {pattern.density:.3f} and batch {batch} ({against})"
     if not others:
-        reason = f"the only backend for {dtype} on {kind}"
+        reason = f"the only backend for {dtype} on {where.type}"
     return Explanation(best, costs, unavailable, reason)
 
 
-def _why_not(backend: str, device: str) -> str | None:
+def check_filters(pattern: SparsePattern, geometry: ConvGeometry) -> None:
+    """Raise ValueError unless the pattern is that of filters of this kernel size and number of groups."""
+    rows, cols = pattern.shape
+    kernel = geometry.kernel_size[0] * geometry.kernel_size[1]
+    if rows % geometry.groups:
+        raise ValueError(f"groups: expected a divisor of the {rows} filters. Got {geometry.groups}.")
+    if cols % kernel:
+        raise ValueError(f"kernel_size: expected a divisor of the {cols} columns. Got {geometry.kernel_size}.")
+
+
+def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     known = available_backends()
     if backend not in known:
         return f"there is no such backend; there are {sorted(known)}"
     status = known[backend]
     if isinstance(status, str):
         return status
-    if backend == "cpu" and device != "cpu":
-        return f"it runs on the CPU, and the operands are on {device}"
+    if backend == "cpu" and device.type != "cpu":
+        return f"it runs on the CPU, and the operands are on {device.type}"
+    if backend == "triton":
+        return triton.why_not(device, dtype)
     return None
 
 
@@ -141,7 +189,7 @@ FEATURES = {
 """What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
 
 
-def features(pattern: SparsePattern | PatternGroup, batch: int) -> dict[str, tuple[float, ...]]:
+def features(pattern: Weight, batch: int) -> dict[str, tuple[float, ...]]:
     """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
     rows, cols = pattern.shape
     nnz = pattern.nnz
@@ -168,15 +216,34 @@ _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
 
 
 def _costs(
-    op: str, pattern: SparsePattern | PatternGroup, batch: int, dtype: torch.dtype, device: str
+    op: str,
+    weight: Weight,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    geometry: ConvGeometry | None,
 ) -> dict[str, float]:
     """Predicted seconds of one forward product for every backend that may be chosen on ``device``."""
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
-    if device != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
+    if device.type == "cuda" and _why_not("triton", device, dtype) is None:
+        return _gpu_costs(weight, batch, dtype, geometry)
+    if device.type != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
         return {"dense": 0.0}
-    found = features(pattern, batch)
+    found = features(weight, batch)
     return {
         name: 1e-9 * sum(cost * amount for cost, amount in zip(costs, found[name], strict=True))
         for name, costs in _NANOSECONDS[op, dtype].items()
+    }
+
+
+def _gpu_costs(weight: Weight, batch: int, dtype: torch.dtype, geometry: ConvGeometry | None) -> dict[str, float]:
+    """The first call for a weight counts what its windows would visit, and waits for the device."""
+    visits = plans.visits(weight, geometry)
+    tasks = weight.tasks if isinstance(weight, PatternGroup) else 1
+    each = -(-batch // tasks)
+    return {
+        # Grouped, the vendor's library runs one product per task, and the rows are gathered and scattered for each.
+        "dense": gpu_cost.dense_seconds(visits, each, dtype, launches=2 if tasks == 1 else 5 * tasks),
+        "triton": gpu_cost.visiting_seconds(visits, each, dtype),
     }

@@ -4,14 +4,22 @@ Row r of task t is row ``t * rows + r`` of the stack, and likewise column c in t
 tasks follow each other in one tensor, in the order of the patterns.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rsn2_kernels.pattern import MAX_NNZ, SparsePattern, column_order, row_of_each_value
+from rsn2_kernels.pattern import (
+    MAX_NNZ,
+    Derived,
+    SparsePattern,
+    column_order,
+    index_nbytes,
+    remembered,
+    row_of_each_value,
+)
 
 # Groups that one pattern remembers: enough for the batches of a training loop, few enough to forget old ones.
 REMEMBERED = 8
@@ -28,7 +36,7 @@ class PatternGroup:
         col: int32 ``[nnz]``; the column of each value, in ``[0, cols)``.
     """
 
-    __slots__ = ("_by_column", "_col", "_crow", "_shape", "_tasks")
+    __slots__ = ("_by_column", "_col", "_crow", "_derived", "_shape", "_tasks")
 
     def __init__(self, patterns: Sequence[SparsePattern]):
         self._tasks = len(patterns)
@@ -37,6 +45,7 @@ class PatternGroup:
         self._crow = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
         self._col = torch.cat([each.col for each in patterns])
         self._by_column: tuple[Tensor, Tensor, Tensor] | None = None
+        self._derived: dict[Hashable, Any] = {}
 
     @classmethod
     def of(cls, patterns: Sequence[SparsePattern]) -> "PatternGroup":
@@ -98,8 +107,12 @@ class PatternGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index tensors that exist now, the column order included once it was built."""
-        return sum(part.nbytes for part in (self._crow, self._col, *(self._by_column or ())))
+        """Bytes of the index tensors that exist now: with the column order and the plans once they were built."""
+        return index_nbytes(self._crow, self._col, self._by_column, self._derived)
+
+    def derived(self, key: Hashable, build: Callable[[], Derived]) -> Derived:
+        """What ``build`` makes of this group, made once and remembered; see :meth:`SparsePattern.derived`."""
+        return remembered(self._derived, key, build, self._col)
 
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transposed order, built on first use.
@@ -121,19 +134,9 @@ class PatternGroup:
             self._by_column = by_column
         return self._by_column
 
-    def index(self, task_of_row: Tensor, with_columns: bool) -> list[Tensor]:
-        """What an operator takes: ``[task_of_row, crow, col]``, with ``[crow_t, row_t, perm]`` behind if asked.
-
-        Args:
-            task_of_row: int32 or int64 ``[N]``; int64 in the index.
-            with_columns: whether the gradient of the input will be asked for.
-        """
-        return [
-            task_of_row.to(torch.int64),
-            self._crow,
-            self._col,
-            *(self.by_column() if with_columns else ()),
-        ]
+    def index(self, with_columns: bool) -> list[Tensor]:
+        """What an operator takes behind each row's task: ``[crow, col]``, then ``[crow_t, row_t, perm]`` if asked."""
+        return [self._crow, self._col, *(self.by_column() if with_columns else ())]
 
     def __repr__(self) -> str:
         return f"PatternGroup(tasks={self._tasks}, shape={self._shape}, nnz={self.nnz}, device='{self.device}')"

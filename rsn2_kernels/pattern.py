@@ -5,7 +5,8 @@ says where they belong: by rows (CSR) for the forward product and the value grad
 of the input. The column order is built when a backward pass first asks for it.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rsn2_kernels.group import PatternGroup
 
 MAX_NNZ = 2**31 - 1
+
+Derived = TypeVar("Derived")
 
 
 class SparsePattern:
@@ -26,13 +29,14 @@ class SparsePattern:
         col: int32 ``[nnz]``; the column of each value, ascending within a row.
     """
 
-    __slots__ = ("_by_column", "_col", "_crow", "_groups", "_shape")
+    __slots__ = ("_by_column", "_col", "_crow", "_derived", "_groups", "_shape")
 
     def __init__(self, shape: tuple[int, int], crow: Tensor, col: Tensor):
         self._shape = shape
         self._crow = crow
         self._col = col
         self._by_column: tuple[Tensor, Tensor, Tensor] | None = None
+        self._derived: dict[Hashable, Any] = {}
         self._groups: dict[tuple[SparsePattern | None, ...], PatternGroup] = {}
 
     @classmethod
@@ -87,13 +91,17 @@ class SparsePattern:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index tensors that exist now, the column order included once it was built."""
-        return sum(part.nbytes for part in (self._crow, self._col, *(self._by_column or ())))
+        """Bytes of the index tensors that exist now: with the column order and the plans once they were built."""
+        return index_nbytes(self._crow, self._col, self._by_column, self._derived)
 
     @property
     def groups(self) -> "dict[tuple[SparsePattern | None, ...], PatternGroup]":
         """The groups that begin with this pattern; :meth:`PatternGroup.of` keeps them here."""
         return self._groups
+
+    def derived(self, key: Hashable, build: Callable[[], Derived]) -> Derived:
+        """What ``build`` makes of this pattern, made once and remembered: what backends add to the index."""
+        return remembered(self._derived, key, build, self._col)
 
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transposed order, built on first use.
@@ -151,8 +159,8 @@ class SparsePattern:
         return [self._crow, self._col, *(self.by_column() if with_columns else ())]
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What is copied or pickled: everything but the groups, which would take other tasks' patterns along."""
-        return None, {name: getattr(self, name) for name in self.__slots__} | {"_groups": {}}
+        """What is copied or pickled: not what can be made again, nor groups, which hold other tasks' patterns."""
+        return None, {name: getattr(self, name) for name in self.__slots__} | {"_groups": {}, "_derived": {}}
 
     def __repr__(self) -> str:
         return f"SparsePattern(shape={self._shape}, nnz={self.nnz}, density={self.density:.4f}, device='{self.device}')"
@@ -162,6 +170,28 @@ def row_of_each_value(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each value, int32 ``[nnz]``, from the CSR pointers."""
     rows = torch.arange(crow.shape[0] - 1, dtype=torch.int32, device=crow.device)
     return torch.repeat_interleave(rows, crow.diff(), output_size=col.shape[0])
+
+
+def remembered(store: dict[Hashable, Any], key: Hashable, build: Callable[[], Derived], index: Tensor) -> Derived:
+    """``store[key]``, built if it is not there, unless ``index`` is a tensor without data, of an exporter."""
+    if key not in store:
+        # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
+        with torch.inference_mode(False):
+            built = build()
+        if type(index) is not Tensor:
+            return built
+        store[key] = built
+    found: Derived = store[key]
+    return found
+
+
+def index_nbytes(crow: Tensor, col: Tensor, by_column: tuple[Tensor, ...] | None, derived: dict[Hashable, Any]) -> int:
+    """Bytes of an index and of what was derived from it, each tensor once."""
+    tensors = {id(part): part for part in (crow, col, *(by_column or ()))}
+    for made in derived.values():
+        if isinstance(made, tuple):
+            tensors |= {id(part): part for part in made if isinstance(part, Tensor)}
+    return sum(part.nbytes for part in tensors.values())
 
 
 def column_order(col: Tensor, cols: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What the README and the docs say is true: the example runs, and the figures are those of the results files."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -23,6 +24,15 @@ def test_tables_are_those_of_the_results_files() -> None:
     check = [sys.executable, ROOT / "benchmarks/tables.py", "--check"]
     done = subprocess.run(check, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_marked_table_is_written_from_a_results_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    written = {(name, marker) for name, marker, _ in importlib.import_module("tables").TABLES}
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    marked = [(page, marker) for page in pages for marker in re.findall("<!-- end of (.*?) -->", page.read_text())]
+    assert {(str(page.relative_to(ROOT)), marker) for page, marker in marked} == written
+    assert len(marked) == len(written)
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from rsn2_kernels.geometry import ConvGeometry, Pair
@@ -15,6 +16,13 @@ def columns(index: Index) -> int:
     return index[2].shape[0] - 1
 
 
+def activated(y: Tensor, activation: str) -> Tensor:
+    """``y`` behind its activation, "none", "relu" or "gelu" (with erf): for backends that do not fuse it."""
+    if activation == "relu":
+        return F.relu(y)
+    return F.gelu(y) if activation == "gelu" else y
+
+
 class Backend(Protocol):
     """What a backend module offers.
 
@@ -24,8 +32,8 @@ class Backend(Protocol):
     of :meth:`PatternGroup.index`, whose first tensor gives each row of the batch its task.
     """
 
-    def linear(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
-        """``x @ W.T + bias``, ``[batch, rows]``."""
+    def linear(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
+        """``activation(x @ W.T + bias)``, ``[batch, rows]``; for the activations see `activated`."""
 
     def linear_dx(self, dy: Tensor, values: Tensor, index: Index) -> Tensor:
         """``dy @ W``, ``[batch, cols]``."""
@@ -33,8 +41,16 @@ class Backend(Protocol):
     def linear_dvalues(self, dy: Tensor, x: Tensor, index: Index) -> Tensor:
         """The owned entries of ``dy.T @ x``, ``[nnz]``."""
 
-    def conv2d(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
-        """``F.conv2d`` with the packed weight, ``[N, rows, OH, OW]``."""
+    def conv2d(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: Index,
+        geometry: ConvGeometry,
+        activation: str = "none",
+    ) -> Tensor:
+        """``activation(F.conv2d(...))`` with the packed weight, ``[N, rows, OH, OW]``."""
 
     def conv2d_dx(self, dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
         """Gradient of the input of ``size = (H, W)``, ``[N, C, H, W]``."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rsn2_kernels.backends import Index
+from rsn2_kernels.backends import Index, activated
 from rsn2_kernels.geometry import ConvGeometry, Pair
 from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
 
@@ -35,10 +35,10 @@ unavailable = _load()
 _native = torch.ops.rsn2_cpu
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """Sparse rows times a panel of packed x."""
     result: Tensor = _native.linear(x, values.contiguous(), bias, index[0], index[1])
-    return result
+    return activated(result, activation)
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
@@ -53,10 +53,12 @@ def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
     return result
 
 
-def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry, activation: str = "none"
+) -> Tensor:
     """Direct sparse convolution, vectors along the output positions."""
     result: Tensor = _native.conv2d(x, values.contiguous(), bias, index[0], index[1], *geometry)
-    return result
+    return activated(result, activation)
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:

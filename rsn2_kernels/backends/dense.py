@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.backends import Index, activated, columns, triton
 from rsn2_kernels.geometry import ConvGeometry, Pair
 from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
 from rsn2_kernels.pattern import expand, flat_positions
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """``F.linear`` on the expanded weight."""
-    return F.linear(x, expand(values, index[0], index[1], x.shape[1]), bias)
+    return activated(F.linear(x, _expand(values, index, x.shape[1]), bias), activation)
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
     """One dense product with the expanded weight."""
-    return dy @ expand(values, index[0], index[1], columns(index))
+    return dy @ _expand(values, index, columns(index))
 
 
 def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
@@ -29,12 +29,14 @@ def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
     return _owned(dy.t() @ x, index)
 
 
-def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry, activation: str = "none"
+) -> Tensor:
     """``F.conv2d`` on the expanded weight."""
     _, stride, padding, dilation, groups = geometry
     weight = _filters(_wide(values), index, x.shape[1] // groups, geometry)
     y = F.conv2d(_wide(x), weight, None if bias is None else _wide(bias), stride, padding, dilation, groups)
-    return y.to(x.dtype).contiguous()
+    return activated(y.to(x.dtype).contiguous(), activation)
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
@@ -81,9 +83,18 @@ def _wide(operand: Tensor) -> Tensor:
 def _filters(values: Tensor, index: Index, channels: int, geometry: ConvGeometry) -> Tensor:
     """The expanded weight as ``[rows, C / groups, kh, kw]``."""
     height, width = geometry.kernel_size
-    weight = expand(values, index[0], index[1], channels * height * width)
+    weight = _expand(values, index, channels * height * width)
     return weight.view(-1, channels, height, width)
 
 
+def _expand(values: Tensor, index: Index, cols: int) -> Tensor:
+    """The dense weight ``[rows, cols]``, by a kernel of its own where one can run."""
+    run = triton.expand if triton.why_not(values.device, values.dtype) is None and values.is_cuda else expand
+    return run(values, index[0], index[1], cols)
+
+
 def _owned(dense: Tensor, index: Index) -> Tensor:
+    """What is owned of a dense ``[rows, cols]`` weight, packed."""
+    if triton.why_not(dense.device, dense.dtype) is None and dense.is_cuda:
+        return triton.gather(dense, index[0], index[1])
     return dense.reshape(-1)[flat_positions(index[0], index[1], dense.shape[1])]

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair
 from rsn2_kernels.pattern import row_of_each_value
 
 
-def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index) -> Tensor:
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """y[b, row[k]] += values[k] * x[b, col[k]]."""
     crow, col = index[:2]
     products = _wide(x)[:, col] * _wide(values)
     y = products.new_zeros(x.shape[0], crow.shape[0] - 1)
     y = y.index_add(1, row_of_each_value(crow, col), products)
-    return (y if bias is None else y + _wide(bias)).to(x.dtype)
+    return activated(y if bias is None else y + _wide(bias), activation).to(x.dtype)
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
@@ -33,10 +33,13 @@ def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
     return (_wide(dy)[:, row_of_each_value(crow, col)] * _wide(x)[:, col]).sum(0).to(x.dtype)
 
 
-def conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry) -> Tensor:
+def conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry, activation: str = "none"
+) -> Tensor:
     """The linear product on the patches under the kernel."""
     crow, col = index[:2]
-    y = linear(_patches(x, geometry), values, bias, [crow, _ungrouped(crow, col, x.shape[1], geometry)])
+    patches, ungrouped = _patches(x, geometry), _ungrouped(crow, col, x.shape[1], geometry)
+    y = linear(patches, values, bias, [crow, ungrouped], activation)
     height, width = geometry.output_size(*x.shape[2:])
     return y.view(x.shape[0], height, width, y.shape[1]).permute(0, 3, 1, 2).contiguous()
 

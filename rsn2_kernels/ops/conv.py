@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.ops.gradients import register_gradients
-from rsn2_kernels.ops.library import checked_operands, register
+from rsn2_kernels.ops.library import checked_operands, empty_images, fused_activation, register
 from rsn2_kernels.pattern import SparsePattern
 
 
@@ -25,6 +25,7 @@ def conv2d(
     *,
     kernel_size: int | Pair,
     backend: str | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """Convolve with the packed filters of one task. Differentiable in ``x``, ``values`` and ``bias``, to any order.
 
@@ -37,44 +38,46 @@ def conv2d(
         groups: row r sees the channels of group ``r // (rows / groups)``.
         kernel_size: ``kh = kw`` or ``(kh, kw)``.
         backend: a name from :func:`available_backends`, or None for the one predicted to be fastest.
+        activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
+            where no gradient is recorded.
 
     Returns:
-        ``[N, rows, OH, OW]`` or ``[rows, OH, OW]``, contiguous, in the dtype of the operands (autocast's where it is
-        on). Types narrower than float32 accumulate in float32.
+        ``[N, rows, OH, OW]`` or ``[rows, OH, OW]``, contiguous, from the Triton kernels channels-last (an x that is
+        not is copied), in the dtype of the operands (autocast's where it is on). Types narrower than float32
+        accumulate in float32.
 
     Raises:
-        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device; names it.
+        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device, or ``activation`` is unknown;
+            names it.
         BackendError: if ``backend`` cannot run here; says why.
     """
     x, values, bias = checked_operands(x, values, bias, pattern)
     geometry = checked_geometry(kernel_size, stride, padding, dilation, groups)
-    rows, cols = pattern.shape
-    kernel = geometry.kernel_size[0] * geometry.kernel_size[1]
-    if rows % groups:
-        raise ValueError(f"groups: expected a divisor of the {rows} filters. Got {groups}.")
-    if cols % kernel:
-        raise ValueError(f"kernel_size: expected a divisor of the {cols} columns. Got {geometry.kernel_size}.")
-    channels = cols // kernel * groups
+    dispatch.check_filters(pattern, geometry)
+    channels = pattern.shape[1] // (geometry.kernel_size[0] * geometry.kernel_size[1]) * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"x: expected shape [N, {channels}, H, W] or [{channels}, H, W]. Got {tuple(x.shape)}.")
     height, width = geometry.output_size(*x.shape[-2:])
     if min(height, width) < 1:
         raise ValueError(f"x: its {tuple(x.shape[-2:])} pixels are smaller than the kernel's reach.")
     images = x if x.dim() == 4 else x.unsqueeze(0)
-    name = dispatch.choose("conv2d", pattern, images.shape[0] * height * width, x.dtype, backend)
-    index = pattern.index(with_columns=x.requires_grad and torch.is_grad_enabled())
-    y: Tensor = torch.ops.rsn2.conv2d(images, values, bias, index, *geometry, name)
+    name = dispatch.choose("conv2d", pattern, images.shape[0] * height * width, x.dtype, backend, geometry)
+    index = dispatch.index(name, pattern, x.requires_grad and torch.is_grad_enabled(), geometry)
+    inside, behind = fused_activation(activation, (x, values, bias))
+    y: Tensor = torch.ops.rsn2.conv2d(images, values, bias, index, inside, *geometry, name)
+    y = activated(y, behind)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
-def _conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, *rest: Any) -> Tensor:
+def _conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
     *geometry, backend = rest
-    return dispatch.module(backend).conv2d(x, values, bias, index, _geometry(geometry))
+    return dispatch.module(backend).conv2d(x, values, bias, index, _geometry(geometry), activation)
 
 
-def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, *rest: Any) -> Tensor:
-    height, width = _geometry(rest[:-1]).output_size(*x.shape[2:])
-    return x.new_empty(x.shape[0], index[0].shape[0] - 1, height, width)
+def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
+    *geometry, backend = rest
+    size = _geometry(geometry).output_size(*x.shape[2:])
+    return empty_images(x, x.shape[0], index[0].shape[0] - 1, *size, backend)
 
 
 def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
@@ -85,7 +88,7 @@ def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest:
 def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
     geometry = _geometry(rest[:-1])
     channels = columns(index) // (geometry.kernel_size[0] * geometry.kernel_size[1]) * geometry.groups
-    return dy.new_empty(dy.shape[0], channels, *size)
+    return empty_images(dy, dy.shape[0], channels, size[0], size[1], rest[-1])
 
 
 def _conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
@@ -103,7 +106,11 @@ def _geometry(fields: Any) -> ConvGeometry:
 
 
 _REST = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
-register(f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, {_REST}) -> Tensor", _conv2d, _conv2d_fake)
+register(
+    f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, {_REST}) -> Tensor",
+    _conv2d,
+    _conv2d_fake,
+)
 register(
     f"conv2d_dx(Tensor dy, Tensor values, Tensor[] index, SymInt[2] size, {_REST}) -> Tensor",
     _conv2d_dx,
@@ -114,4 +121,4 @@ register(
     _conv2d_dvalues,
     _conv2d_dvalues_fake,
 )
-register_gradients("conv2d", size_of=lambda x: (x.shape[2:],))
+register_gradients("conv2d", size_of=lambda x: (x.shape[2:],), activates=True)

@@ -23,6 +23,7 @@ def register_gradients(
     name: str,
     size_of: Callable[[Tensor], tuple[Any, ...]],
     dbias: Callable[..., Tensor] = sum_per_channel,
+    activates: bool = False,
 ) -> None:
     """Register the gradients of ``rsn2::<name>``, ``rsn2::<name>_dx`` and ``rsn2::<name>_dvalues``.
 
@@ -31,22 +32,34 @@ def register_gradients(
             ``_dx (dy, values, index, *size, *rest)`` and ``_dvalues (dy, x, index, *rest)``.
         size_of: ``x`` -> what ``_dx`` must be told of its shape: a tuple of as many arguments as ``*size``.
         dbias: ``(dy, index, *rest)`` -> the gradient of the bias, by torch's own differentiable operators.
+        activates: whether the operator, and it alone, takes an activation in front of ``*rest``. ReLU is undone from
+            the result that it left; other activations are refused under gradients.
     """
     forward, dx, dvalues = (getattr(torch.ops.rsn2, name + product) for product in ("", "_dx", "_dvalues"))
+
+    def multiplied(x: Tensor, values: Tensor, index: list[Tensor], rest: list[Any]) -> Tensor:
+        result: Tensor = forward(x, values, None, index, *(["none"] if activates else []), *rest)
+        return result
 
     def setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, values, _, index, *ctx.rest = inputs
         ctx.size = size_of(x)
-        _save(ctx, x, values, index)
+        ctx.activation = ctx.rest.pop(0) if activates else "none"
+        if ctx.activation not in ("none", "relu"):
+            raise NotImplementedError(f"rsn2::{name} keeps nothing that the gradient of {ctx.activation!r} needs.")
+        _save(ctx, x, values, [output, *index] if ctx.activation == "relu" else index)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, values, *index = ctx.saved_tensors
+        if ctx.activation == "relu":
+            y, *index = index
+            dy = torch.ops.aten.threshold_backward(dy, y, 0)
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
         return (
             dx(dy, values, index, *ctx.size, *ctx.rest) if needs_x else None,
             dvalues(dy, x, index, *ctx.rest) if needs_values else None,
             dbias(dy, index, *ctx.rest) if needs_bias else None,
-            *_none(index, ctx.rest),
+            *_none(index, ["activation", *ctx.rest] if activates else ctx.rest),
         )
 
     def setup_dx(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -59,7 +72,7 @@ def register_gradients(
         dy, values, *index = ctx.saved_tensors
         needs_dy, needs_values = ctx.needs_input_grad[:2]
         return (
-            forward(g, values, None, index, *ctx.rest) if needs_dy else None,
+            multiplied(g, values, index, ctx.rest) if needs_dy else None,
             dvalues(dy, g, index, *ctx.rest) if needs_values else None,
             *_none(index, [*ctx.size, *ctx.rest]),
         )
@@ -73,7 +86,7 @@ def register_gradients(
         dy, x, *index = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
         return (
-            forward(x, g, None, index, *ctx.rest) if needs_dy else None,
+            multiplied(x, g, index, ctx.rest) if needs_dy else None,
             dx(dy, g, index, *ctx.size, *ctx.rest) if needs_x else None,
             *_none(index, ctx.rest),
         )

@@ -11,7 +11,7 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
-from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype, register
+from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, empty_matrix, in_one_dtype, register
 from rsn2_kernels.pattern import SparsePattern
 
 Item = TypeVar("Item")
@@ -63,7 +63,8 @@ def grouped_linear(
     group = PatternGroup.of(ps)
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
     name = dispatch.choose("grouped_linear", group, flat.shape[0], x.dtype, backend)
-    index = group.index(task_of_row.reshape(flat.shape[0]), with_columns=x.requires_grad and torch.is_grad_enabled())
+    stacked = dispatch.index(name, group, with_columns=x.requires_grad and torch.is_grad_enabled())
+    index = [task_of_row.reshape(flat.shape[0]).to(torch.int64), *stacked]
     y: Tensor = torch.ops.rsn2.grouped_linear(flat, values, biases, index, len(ps), name)
     return y.view(*x.shape[:-1], rows)
 
@@ -146,7 +147,7 @@ def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Ind
 def _grouped_linear_fake(
     x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str
 ) -> Tensor:
-    return x.new_empty(x.shape[0], (index[1].shape[0] - 1) // tasks)
+    return empty_matrix(x, x.shape[0], (index[1].shape[0] - 1) // tasks, backend)
 
 
 def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
@@ -154,7 +155,7 @@ def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, bac
 
 
 def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
-    return dy.new_empty(dy.shape[0], columns(index[1:]) // tasks)
+    return empty_matrix(dy, dy.shape[0], columns(index[1:]) // tasks, backend)
 
 
 def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:

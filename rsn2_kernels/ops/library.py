@@ -20,6 +20,34 @@ def register(schema: str, implementation: Callable[..., Tensor], fake: Callable[
     torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
 
 
+ACTIVATIONS = ("none", "relu", "gelu")
+
+
+def fused_activation(activation: str | None, operands: tuple[Tensor | None, ...]) -> tuple[str, str]:
+    """What an operator applies itself, and what is left to apply behind it: GELU's gradient asks for what came before.
+
+    Raises:
+        ValueError: if ``activation`` is neither None nor one of ACTIVATIONS.
+    """
+    name = "none" if activation is None else activation
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected None or one of {ACTIVATIONS}. Got {activation!r}.")
+    recorded = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in operands)
+    return ("none", name) if name == "gelu" and recorded else (name, "none")
+
+
+def empty_matrix(x: Tensor, batch: int, features: int, backend: str) -> Tensor:
+    """A result ``[batch, features]`` as the backend lays it out: feature-major from the Triton kernels."""
+    return x.new_empty(features, batch).t() if backend == "triton" else x.new_empty(batch, features)
+
+
+def empty_images(x: Tensor, images: int, channels: int, height: int, width: int, backend: str) -> Tensor:
+    """A result ``[images, channels, height, width]`` as the backend lays it out: channels-last in Triton."""
+    if backend == "triton":
+        return x.new_empty(images, height, width, channels).permute(0, 3, 1, 2)
+    return x.new_empty(images, channels, height, width)
+
+
 def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Operands have their types when an operator gets them: torch's own operators inside must not change them again."""
 

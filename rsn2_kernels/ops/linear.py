@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.ops.gradients import register_gradients
-from rsn2_kernels.ops.library import checked_operands, register
+from rsn2_kernels.ops.library import checked_operands, empty_matrix, fused_activation, register
 from rsn2_kernels.pattern import SparsePattern
 
 
 def linear(
-    x: Tensor, values: Tensor, pattern: SparsePattern, bias: Tensor | None = None, backend: str | None = None
+    x: Tensor,
+    values: Tensor,
+    pattern: SparsePattern,
+    bias: Tensor | None = None,
+    backend: str | None = None,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
     """Multiply by the packed weight of one task. Differentiable in ``x``, ``values`` and ``bias``, to any order.
 
@@ -23,14 +29,21 @@ def linear(
         pattern: where they belong, shape ``(rows, cols)``.
         bias: ``[rows]``, or None.
         backend: a name from :func:`available_backends`, or None for the one predicted to be fastest.
+        activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
+            where no gradient is recorded.
 
     Returns:
         ``[..., rows]``, in the dtype of the operands (autocast's where it is on). Types narrower than float32
-        accumulate in float32. Where x is NaN or infinite in a column that no weight of a row owns, that row's result
-        may be NaN: a dense backend multiplies it by 0.
+        accumulate in float32. The Triton kernels read and write feature-major matrices: there the result is the
+        ``.t()`` of a contiguous ``[rows, batch]``, and x is copied unless it is one, with a batch of a multiple of 16.
+        So a network stays feature-major behind its first layer.
+
+        Where x is NaN or infinite in a column that no weight of a row owns, that row's result may be NaN: a dense
+        product multiplies it by 0.
 
     Raises:
-        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device; names it.
+        TypeError, ValueError: if an operand has the wrong type, shape, dtype or device, or ``activation`` is unknown;
+            names it.
         BackendError: if ``backend`` cannot run here; says why.
     """
     x, values, bias = checked_operands(x, values, bias, pattern)
@@ -39,17 +52,18 @@ def linear(
         raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
     name = dispatch.choose("linear", pattern, flat.shape[0], x.dtype, backend)
-    index = pattern.index(with_columns=x.requires_grad and torch.is_grad_enabled())
-    y: Tensor = torch.ops.rsn2.linear(flat, values, bias, index, name)
-    return y.view(*x.shape[:-1], rows)
+    index = dispatch.index(name, pattern, with_columns=x.requires_grad and torch.is_grad_enabled())
+    inside, behind = fused_activation(activation, (x, values, bias))
+    y: Tensor = torch.ops.rsn2.linear(flat, values, bias, index, inside, name)
+    return activated(y, behind).view(*x.shape[:-1], rows)
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, backend: str) -> Tensor:
-    return dispatch.module(backend).linear(x, values, bias, index)
+def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, backend: str) -> Tensor:
+    return dispatch.module(backend).linear(x, values, bias, index, activation)
 
 
-def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, backend: str) -> Tensor:
-    return x.new_empty(x.shape[0], index[0].shape[0] - 1)
+def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, backend: str) -> Tensor:
+    return empty_matrix(x, x.shape[0], index[0].shape[0] - 1, backend)
 
 
 def _linear_dx(dy: Tensor, values: Tensor, index: Index, backend: str) -> Tensor:
@@ -57,7 +71,7 @@ def _linear_dx(dy: Tensor, values: Tensor, index: Index, backend: str) -> Tensor
 
 
 def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, backend: str) -> Tensor:
-    return dy.new_empty(dy.shape[0], columns(index))
+    return empty_matrix(dy, dy.shape[0], columns(index), backend)
 
 
 def _linear_dvalues(dy: Tensor, x: Tensor, index: Index, backend: str) -> Tensor:
@@ -68,9 +82,13 @@ def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, backend: str) -> T
     return dy.new_empty(index[1].shape[0])
 
 
-register("linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str backend) -> Tensor", _linear, _linear_fake)
+register(
+    "linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, str backend) -> Tensor",
+    _linear,
+    _linear_fake,
+)
 register("linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor", _linear_dx, _linear_dx_fake)
 register(
     "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor", _linear_dvalues, _linear_dvalues_fake
 )
-register_gradients("linear", size_of=lambda x: ())
+register_gradients("linear", size_of=lambda x: (), activates=True)

@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 import rsn2_kernels as rk
+from rsn2_kernels import dispatch
 
 from . import oracle
+
+device = torch.device("cpu")
+"""Where operands are made; the option `--device` sets it. Masks stay on the CPU, for the oracle."""
+
+
+def widest(backend: str) -> torch.dtype:
+    """float64, or float32 for a backend that does not take it on the device under test."""
+    return torch.float64 if dispatch._why_not(backend, device, torch.float64) is None else torch.float32
+
 
 # Expanded: every stride 0, as the gradient of a sum. Repeated: stride 0 in the first dimension.
 LAYOUTS = ("contiguous", "reversed", "strided", "channels_last", "expanded", "repeated")
@@ -48,6 +58,7 @@ def random_mask(rows: int, cols: int, density: float, seed: int, holes: bool = F
 class Operands:
     """What an operator is called with, in one dtype; x, values and bias require gradients.
 
+    The mask is on the CPU, the others are on the device under test.
     A grouped operator has a mask ``[tasks, rows, cols]``, a pattern per task, the values of all tasks one behind the
     other, and a bias ``[tasks, rows]``.
     """
@@ -204,7 +215,7 @@ class GroupedCase:
 
     def call(self, operands: Operands, backend: str | None) -> Tensor:
         vs = operands.values.split([each.nnz for each in operands.patterns])
-        task_of_row = self.task_of_row(operands.x.shape[:-1])
+        task_of_row = self.task_of_row(operands.x.shape[:-1]).to(operands.x.device)
         return rk.grouped_linear(operands.x, vs, operands.patterns, task_of_row, operands.bias, backend=backend)
 
     def function(self, mask: Tensor) -> oracle.Function:
@@ -234,11 +245,11 @@ def _operands(
     generator = torch.Generator().manual_seed(seed + 1)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     return Operands(
         mask,
-        tuple(rk.SparsePattern.from_mask(each) for each in mask.view(-1, *mask.shape[-2:])),
+        tuple(rk.SparsePattern.from_mask(each) for each in mask.to(device).view(-1, *mask.shape[-2:])),
         laid_out(normal(*x_shape), x_layout).requires_grad_(),
         normal(int(mask.sum())).requires_grad_(),
         normal(*mask.shape[:-1]).requires_grad_() if bias else None,

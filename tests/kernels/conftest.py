@@ -1,16 +1,77 @@
-"""The backends under test: each that can run on this machine, found when the tests start."""
+"""The backends under test: each that can run on the device under test, the CPU or with `--device cuda` a GPU."""
+
+import os
+from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 
 import rsn2_kernels as rk
+from rsn2_kernels import dispatch
+from rsn2_kernels.backends import triton
 
-RUNNABLE = [name for name, status in rk.available_backends().items() if status is True]
+from . import cases
+
+if triton.interpreted:
+    from .interpreter import repair
+
+    repair()
+
+HERE = Path(__file__).parent
+# The files whose operands follow `--device`; the others are about what is done on a CPU.
+ON_ANY_DEVICE = ("test_contract_autograd", "test_contract_conv", "test_contract_grouped", "test_contract_linear")
+ON_A_GPU = ("test_gpu",)
 
 
-@pytest.fixture(scope="session", params=RUNNABLE)
-def backend(request: pytest.FixtureRequest) -> str:
-    """The name of a backend that can run here."""
-    return str(request.param)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the operands of the tests are")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device", default="cpu") == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no GPU here.")
+    cases.device = torch.device("cuda")
+    # Kernels are compiled for every new shape: fewer shapes.
+    settings.register_profile("gpu", settings.get_profile("repeatable"), max_examples=8)
+    settings.load_profile("gpu")
+    # The tolerances are those of sums in float32.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    # The reference adds with atomics otherwise. What is allocated and never written is NaN under this setting.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    config.addinivalue_line("filterwarnings", "ignore:.*deterministic")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for a ``backend`` runs on each that can run on the device."""
+    if "backend" in metafunc.fixturenames:
+        dtype = torch.float32  # every backend takes it
+        names = [name for name in rk.available_backends() if dispatch._why_not(name, cases.device, dtype) is None]
+        metafunc.parametrize("backend", names, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if cases.device.type == "cpu":
+        return
+    for item in items:
+        if item.path.parent == HERE and (why := _why_skipped(item)) is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _why_skipped(item: pytest.Item) -> str | None:
+    """Why a test does not run with ``--device cuda``; None if it does."""
+    if item.path.stem in ON_A_GPU:
+        return None
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.stem not in ON_ANY_DEVICE or "backend" not in parameters:
+        return "what it tests does not run on the device"
+    return dispatch._why_not(parameters["backend"], cases.device, parameters.get("dtype", torch.float32))
 
 
 @pytest.fixture(scope="session", params=["linear", "conv2d", "grouped_linear"])

@@ -1,4 +1,7 @@
-"""The independent reference: expand the weight, call torch in float64, let torch's autograd differentiate."""
+"""The independent reference: expand the weight, call torch in float64, let torch's autograd differentiate.
+
+It computes where the mask is: on the CPU, whatever device is under test.
+"""
 
 from collections.abc import Callable
 
@@ -14,12 +17,21 @@ Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def expanded(values: Tensor, mask: Tensor) -> Tensor:
     """The dense weight, or weights: ``values`` in row-major order where ``mask`` is True, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def beside(mask: Tensor, function: Function) -> Function:
+    """``function`` with its operands moved to where the mask is."""
+
+    def moved(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return function(x.to(mask.device), values.to(mask.device), None if bias is None else bias.to(mask.device))
+
+    return moved
 
 
 def linear(mask: Tensor) -> Function:
     """``F.linear`` with the expanded weight."""
-    return lambda x, values, bias: F.linear(x, expanded(values, mask), bias)
+    return beside(mask, lambda x, values, bias: F.linear(x, expanded(values, mask), bias))
 
 
 def conv2d(
@@ -36,18 +48,18 @@ def conv2d(
         weight = expanded(values, mask).view(mask.shape[0], -1, *kernel_size)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-    return function
+    return beside(mask, function)
 
 
 def grouped_linear(mask: Tensor, task_of_row: Callable[[torch.Size], Tensor]) -> Function:
     """The product of every row with the expanded weight of its own task; ``mask`` is ``[tasks, rows, cols]``."""
 
     def function(x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        task = task_of_row(x.shape[:-1])
+        task = task_of_row(x.shape[:-1]).to(mask.device)
         y = torch.einsum("...rc,...c->...r", expanded(values, mask)[task], x)
         return y if bias is None else y + bias[task]
 
-    return function
+    return beside(mask, function)
 
 
 def products(function: Function, x: Tensor, values: Tensor, bias: Tensor | None, dy: Tensor) -> dict[str, Exact]:
@@ -73,5 +85,5 @@ def _results(function: Function, operands: list[Tensor | None]) -> dict[str, Ten
     for each in inputs.values():
         each.requires_grad_()
     y = function(x, values, bias)
-    gradients = torch.autograd.grad(y, list(inputs.values()), dy)
+    gradients = torch.autograd.grad(y, list(inputs.values()), dy.to(y.device))
     return {"y": y.detach(), **dict(zip(inputs, gradients, strict=True))}

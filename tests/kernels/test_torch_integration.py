@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rsn2_kernels as rk
+from rsn2_kernels import dispatch
+from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 
 from . import oracle
@@ -38,15 +40,24 @@ def operator_calls(operator: str, backend: str, x_layout: str) -> dict[str, tupl
         rest = (case.tasks,)
     o = case.operands(torch.float32)
     values = o.values.detach()
-    if isinstance(case, GroupedCase):
-        index = PatternGroup.of(o.patterns).index(case.task_of_row(case.batch), with_columns=True)
-    else:
-        index = o.pattern.index(with_columns=True)
+    index, short = (index_of(case, o, backend, with_columns) for with_columns in (True, False))
+    activation = () if operator == "grouped_linear" else ("none",)
     return {
-        operator: (o.x, o.values, o.bias, index, *rest, backend),
+        operator: (o.x, o.values, o.bias, index, *activation, *rest, backend),
         f"{operator}_dx": (o.dy, values, index, *size, *rest, backend),
-        f"{operator}_dvalues": (o.dy, o.x.detach(), index[:-3], *rest, backend),
+        f"{operator}_dvalues": (o.dy, o.x.detach(), short, *rest, backend),
     }
+
+
+def index_of(case: Case, operands: Operands, backend: str, with_columns: bool) -> list[Tensor]:
+    """The index tensors that the registered operator behind ``case`` takes."""
+    if isinstance(case, GroupedCase):
+        group = PatternGroup.of(operands.patterns)
+        return [case.task_of_row(case.batch), *dispatch.index(backend, group, with_columns)]
+    geometry = None
+    if isinstance(case, ConvCase):
+        geometry = ConvGeometry(case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
+    return dispatch.index(backend, operands.pattern, with_columns, geometry)
 
 
 @pytest.mark.parametrize("x_layout", LAYOUTS)
@@ -64,7 +75,7 @@ def test_opcheck_passes_without(missing: str, operator: str, backend: str) -> No
     elif missing == "gradients":
         x, values, bias = x.detach(), values.detach(), bias.detach()
     else:
-        x, index = x.detach(), index[:-3]
+        x, index = x.detach(), operator_calls(operator, backend, "contiguous")[f"{operator}_dvalues"][2]
     torch.library.opcheck(getattr(torch.ops.rsn2, operator).default, (x, values, bias, index, *rest))
 
 
