@@ -69,7 +69,8 @@ def allocate(
         seed: of the "random" criterion.
 
     Returns:
-        Layer name -> number of weights that the task owns there.
+        Layer name -> number of weights that the task owns there. A layer where the task owns nothing, or mostly weights
+        without saliency (units that are dead on all of its data), is named in a warning.
 
     Raises:
         TaskError: if the task is allocated already, a per-task module has no part for it, or a layer is finalized.
@@ -89,6 +90,12 @@ def allocate(
         fix = "" if blocks is None else f" Blocks smaller than {blocks} may fit its share."
         warnings.warn(
             f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}", stacklevel=2
+        )
+    if silent := [name for name, mask in masks.items() if _mostly_silent(saliencies[name], mask)]:
+        warnings.warn(
+            f"task {task!r} owns mostly weights of saliency 0 in {silent}: the free weights carry no signal of its data "
+            f"there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
+            stacklevel=2,
         )
     for name, layer in layers.items():
         layer.add_task(task, masks[name], density, _fan_in_scale(masks[name]) if rescale else None)
@@ -314,6 +321,11 @@ def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:
     above = scores > threshold
     ties = (scores == threshold).nonzero().squeeze(1)[: count - int(above.sum())]
     return above.index_fill(0, ties, True).view(saliency.shape)
+
+
+def _mostly_silent(saliency: Tensor, mask: Tensor) -> bool:
+    """Whether more than half of what was chosen was chosen by position alone."""
+    return 2 * int((mask & (saliency > 0)).sum()) < int(mask.sum())
 
 
 def _fan_in_scale(mask: Tensor) -> Tensor:

@@ -228,3 +228,12 @@ def test_too_few_free_positions_in_one_layer_are_named() -> None:
 def test_a_plain_network_is_told_to_convert() -> None:
     with pytest.raises(rsn2.TaskError, match=r"rsn2.convert\(model\)"):
         rsn2.allocate(nn.Linear(2, 2), "a", 0.1, criterion="random")
+
+
+def test_a_task_that_no_signal_reaches_is_named_in_a_warning() -> None:
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.constant_(plain[0].bias, -100.0)
+    model = rsn2.convert(plain)
+    batch = [(torch.rand(16, 4), torch.randint(2, (16,)))]
+    with pytest.warns(UserWarning, match=r"'dead' owns mostly weights of saliency 0 in \['0', '2'\]"):
+        rsn2.allocate(model, "dead", 0.5, nn.functional.cross_entropy, batch)
