@@ -2,6 +2,8 @@
 # make test   lint, then all tests, those of the C++ code included
 # make lint   ruff and mypy
 # make bench  operators against the dense library, in one run
+# make gpu-check [OUT=file.json]   on a machine with a GPU: build, its tests, compute-sanitizer, its benchmarks
+#                                  -> results/gpu-check.json, in under ten minutes, without a network
 #
 # Each uses the active Python when it has torch (it needs the packages of requirements-dev.txt then), and otherwise
 # makes .venv with them. A C++ compiler is wanted; without one the package runs on torch's own operators.
@@ -12,13 +14,22 @@ PYTHON := $(or $(ACTIVE),$(CURDIR)/.venv/bin/python)
 READY := .build/installed$(subst /,-,$(PYTHON))
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test lint bench clean
+OUT := results/gpu-check.json
+
+.PHONY: demo test test-native test-interpreted lint bench gpu-check clean
 
 demo: $(READY)
 	$(PYTHON) -m rsn2 train examples/demo.toml --out runs/demo
 
+# The Triton kernels are interpreted in a process of their own, beside the other tests.
 test: lint
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-native test-interpreted
+
+test-native: $(READY)
 	$(PYTHON) -m pytest
+
+test-interpreted: $(READY)
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -k triton -p no:cacheprovider
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
@@ -27,6 +38,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(PYTHON) benchmarks/operators.py
+
+# It builds by itself: nothing may be fetched, and without a GPU nothing is done.
+gpu-check:
+	@$(or $(ACTIVE),python3) benchmarks/gpu_check.py --out $(OUT)
 
 $(READY): $(SOURCES) $(if $(ACTIVE),,.venv/installed)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .

@@ -114,6 +114,10 @@ class PatternGroup:
         """What ``build`` makes of this group, made once and remembered; see :meth:`SparsePattern.derived`."""
         return remembered(self._derived, key, build, self._col)
 
+    def remembers(self, key: Hashable) -> bool:
+        """Whether `derived` has made what is under ``key``."""
+        return key in self._derived
+
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transposed order, built on first use.
 

@@ -103,6 +103,10 @@ class SparsePattern:
         """What ``build`` makes of this pattern, made once and remembered: what backends add to the index."""
         return remembered(self._derived, key, build, self._col)
 
+    def remembers(self, key: Hashable) -> bool:
+        """Whether `derived` has made what is under ``key``."""
+        return key in self._derived
+
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transposed order, built on first use.
 

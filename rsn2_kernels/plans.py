@@ -1,11 +1,14 @@
 """The plans of a pattern, made once and remembered by it: the way from a pattern to what the Triton kernels read."""
 
+from collections.abc import Callable, Hashable
+
+import torch
 from torch import Tensor
 
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import Visits
 from rsn2_kernels.group import PatternGroup
-from rsn2_kernels.pattern import SparsePattern
+from rsn2_kernels.pattern import Derived, SparsePattern
 from rsn2_kernels.plan import Plan, Survey, survey_conv, survey_linear
 
 Weight = SparsePattern | PatternGroup
@@ -23,7 +26,7 @@ def visits(weight: Weight, geometry: ConvGeometry | None) -> Visits:
     def look() -> Visits:
         return Visits.of(_survey(weight, geometry, False), weight.shape[1], taps)
 
-    return weight.derived(("visits", taps, groups), look)
+    return _made_eagerly(weight, ("visits", taps, groups), look)
 
 
 def plan_tensors(weight: Weight, geometry: ConvGeometry | None, with_columns: bool) -> list[Tensor]:
@@ -43,7 +46,17 @@ def plan(weight: Weight, geometry: ConvGeometry | None = None, transposed: bool 
         transposed: whether of the transpose.
     """
     key = ("plan", *_taps_and_groups(geometry), transposed)
-    return weight.derived(key, lambda: Plan.build(_survey(weight, geometry, transposed)))
+    return _made_eagerly(weight, key, lambda: Plan.build(_survey(weight, geometry, transposed)))
+
+
+def _made_eagerly(weight: Weight, key: Hashable, build: Callable[[], Derived]) -> Derived:
+    """What the weight remembers under ``key``; torch.compile interrupts its graph to make it."""
+    if weight.remembers(key) or not torch.compiler.is_compiling():
+        return weight.derived(key, build)
+    from rsn2_kernels import outside_graphs  # noqa: PLC0415
+
+    found: Derived = outside_graphs.derived(weight, key, build)
+    return found
 
 
 def _survey(weight: Weight, geometry: ConvGeometry | None, transposed: bool) -> Survey:

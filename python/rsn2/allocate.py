@@ -93,8 +93,8 @@ def allocate(
         )
     if silent := [name for name, mask in masks.items() if _mostly_silent(saliencies[name], mask)]:
         warnings.warn(
-            f"task {task!r} owns mostly weights of saliency 0 in {silent}: the free weights carry no signal of its data "
-            f"there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
+            f"task {task!r} owns mostly weights of saliency 0 in {silent}: the free weights carry no signal of its "
+            f"data there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
             stacklevel=2,
         )
     for name, layer in layers.items():

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if triton.interpreted:
+        _draw_fewer_examples()
     if config.getoption("--device", default="cpu") == "cpu":
         return
     if not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no GPU here.")
     cases.device = torch.device("cuda")
-    # Kernels are compiled for every new shape: fewer shapes.
-    settings.register_profile("gpu", settings.get_profile("repeatable"), max_examples=8)
-    settings.load_profile("gpu")
+    _draw_fewer_examples()
     # The tolerances are those of sums in float32.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -48,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:.*deterministic")
 
 
+def _draw_fewer_examples() -> None:
+    """On a GPU kernels are compiled for every new shape, and the interpreter is slow."""
+    settings.register_profile("fewer", settings.get_profile("repeatable"), max_examples=5)
+    settings.load_profile("fewer")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for a ``backend`` runs on each that can run on the device."""
     if "backend" in metafunc.fixturenames:
@@ -56,7 +63,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", names, scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if triton.interpreted:
+        # The kernels of all types are one source: two types of four, for time.
+        dropped = [item for item in items if _parameters(item).get("dtype") in (torch.float64, torch.float16)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
     if cases.device.type == "cpu":
         return
     for item in items:
@@ -68,10 +80,15 @@ def _why_skipped(item: pytest.Item) -> str | None:
     """Why a test does not run with ``--device cuda``; None if it does."""
     if item.path.stem in ON_A_GPU:
         return None
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = _parameters(item)
     if item.path.stem not in ON_ANY_DEVICE or "backend" not in parameters:
         return "what it tests does not run on the device"
     return dispatch._why_not(parameters["backend"], cases.device, parameters.get("dtype", torch.float32))
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a test is parametrised with."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(scope="session", params=["linear", "conv2d", "grouped_linear"])

@@ -150,7 +150,7 @@ def _grouped(
     without_task: float,
 ) -> Tensor:
     batch = x.shape[0]
-    block = gemm.tiling(x.dtype, plan.height, -(-batch // tasks), "none").block
+    block = gemm.tiling(x.dtype, plan.height, -(-batch // tasks), plain=False).block
     groups = layout.group_rows(index[0], tasks, block)
     x_t = layout.sorted_by_task(x, groups)
     y = gemm.multiply(x_t, values.contiguous(), biases, plan, rows, batch, groups=groups, without_task=without_task)

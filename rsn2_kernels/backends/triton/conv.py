@@ -8,6 +8,7 @@ weight, with taps that lead back from a pixel to the outputs it took part in.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,9 +16,9 @@ from torch import Tensor
 from rsn2_kernels.backends.triton.bitmap import owned_position
 from rsn2_kernels.backends.triton.expansion import expand_tiles
 from rsn2_kernels.backends.triton.gemm import activated, precision
-from rsn2_kernels.backends.triton.sddmm import parts_of
+from rsn2_kernels.backends.triton.sddmm import most_registers, parts_of
 from rsn2_kernels.geometry import ConvGeometry, Pair
-from rsn2_kernels.plan import ROWS_TOGETHER, Plan
+from rsn2_kernels.plan import ROWS_TOGETHER, RUNS, Plan
 
 _BLOCKS_TOGETHER = 8
 
@@ -62,7 +63,7 @@ def convolve(
     Returns:
         ``[N, groups * rows, *size]`` in channels-last memory.
     """
-    x = x.permute(0, 2, 3, 1).contiguous()
+    x = _channels_last(x, geometry.groups)
     images, height, width, channels = x.shape
     y = x.new_empty(images, *size, rows * geometry.groups)
     pixels = images * size[0] * size[1]
@@ -77,7 +78,7 @@ def convolve(
             HEIGHT=plan.height, RUN=plan.width, BLOCK=sizes.block, TOGETHER=_BLOCKS_TOGETHER,
             WHOLE=channels // geometry.groups % plan.width == 0, WHOLE_ROWS=rows % ROWS_TOGETHER == 0,
             BIAS=bias is not None, TRANSPOSED=transposed, ACTIVATION=activation, PRECISION=precision(x.dtype),
-            num_warps=sizes.num_warps, num_stages=sizes.num_stages,
+            num_warps=sizes.num_warps, num_stages=sizes.num_stages, maxnreg=most_registers(x.dtype),
         )  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
@@ -92,7 +93,7 @@ def sample_conv(dy: Tensor, x: Tensor, nnz: int, plan: Plan, geometry: ConvGeome
         plan: of the weight, one stack per group.
         geometry: of the convolution.
     """
-    dy, x = dy.permute(0, 2, 3, 1).contiguous(), x.permute(0, 2, 3, 1).contiguous()
+    dy, x = _channels_last(dy, geometry.groups), _channels_last(x, geometry.groups)
     images, height, width, channels = x.shape
     pixels = images * dy.shape[1] * dy.shape[2]
     rows = dy.shape[3] // geometry.groups
@@ -106,11 +107,23 @@ def sample_conv(dy: Tensor, x: Tensor, nnz: int, plan: Plan, geometry: ConvGeome
             pixels, height, width, channels, channels // geometry.groups, dy.shape[1], dy.shape[2], rows, nnz, parts,
             plan.windows // geometry.groups, *_constants(geometry), geometry.groups,
             HEIGHT=plan.height, RUN=plan.width, DEPTH=64 if narrow else 16,
-            WHOLE=channels // geometry.groups % plan.width == 0, WHOLE_ROWS=rows % ROWS_TOGETHER == 0,
+            WHOLE=channels // geometry.groups % plan.width == 0,
             ORDERED=plan.order.shape[0] > 0, PRECISION=precision(x.dtype),
-            num_warps=8 if plan.height > 64 else 4, num_stages=3 if narrow else 2,
+            num_warps=8 if plan.height > 64 else 4, num_stages=3 if narrow else 2, maxnreg=most_registers(x.dtype),
         )  # fmt: skip
     return dvalues[0] if parts == 1 else dvalues.sum(0).to(x.dtype)
+
+
+def _channels_last(x: Tensor, groups: int) -> Tensor:
+    """``x [N, C, H, W]`` as ``[N, H, W, C]``, the channels of each group padded with zeros to a multiple of 16.
+
+    So every run starts at an aligned address. Not copied where ``x`` is channels-last and needs no padding.
+    """
+    x = x.permute(0, 2, 3, 1)
+    missing = -(x.shape[3] // groups) % RUNS[0]
+    if missing:
+        x = F.pad(x.unflatten(3, (groups, -1)), (0, missing)).flatten(3)
+    return x.contiguous()
 
 
 def _constants(geometry: ConvGeometry) -> tuple[int, ...]:
@@ -181,8 +194,8 @@ def _sample_conv(
     pixels, height, width, channels, per_group, out_height, out_width, rows, nnz, parts, windows_per_group,
     KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, GROUPS: tl.constexpr,
-    HEIGHT: tl.constexpr, RUN: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, WHOLE_ROWS: tl.constexpr,
-    ORDERED: tl.constexpr, PRECISION: tl.constexpr,
+    HEIGHT: tl.constexpr, RUN: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, ORDERED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk, a run of channels at one tap, and one part of the output pixels per program."""
     chunk = tl.program_id(0)
@@ -196,9 +209,7 @@ def _sample_conv(
     column = tl.load(columns + chunk.to(tl.int64) * RUN)
     tap = column // padded
     channel = tl.multiple_of(column % padded, RUN)
-    row = tl.load(row_order + window * HEIGHT + place)
-    if WHOLE_ROWS:
-        row = tl.max_contiguous(tl.multiple_of(row, 16), 16)
+    row = tl.max_contiguous(tl.multiple_of(tl.load(row_order + window * HEIGHT + place), 16), 16)
 
     length = tl.cdiv(tl.cdiv(pixels, DEPTH), parts) * DEPTH
     start = part * length

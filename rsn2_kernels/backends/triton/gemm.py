@@ -29,14 +29,15 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-def tiling(dtype: torch.dtype, height: int, batch: int, activation: str = "none") -> Tiling:
+def tiling(dtype: torch.dtype, height: int, batch: int, plain: bool) -> Tiling:
     """The tiles of a product: as wide as the batch and the registers allow, which the compile tests check.
 
-    16-bit tiles hold at most 128 x 256 float32 sums in 256 threads, 128 registers each; with the registers that erf
-    takes, half of it. float32 without TF32 runs on the ordinary cores, where 64 columns do.
+    16-bit tiles hold at most 128 x 256 float32 sums in 256 threads, 128 registers each; half of it where erf or the
+    tasks of a grouped product (not ``plain``) take registers too. float32 without TF32 runs on the ordinary cores,
+    where 64 columns do.
     """
     wide = dtype.itemsize > 2
-    largest = 64 if wide else 128 if activation == "gelu" else 256
+    largest = (64 if wide else 256) // (1 if plain else 2)
     block = min(largest, max(16, triton.next_power_of_2(batch)))
     warps = 8 if height * block >= (64 * 128 if wide else 64 * 256) else 4
     # The rows to load are loaded themselves: the compiler spends half of the stages on them.
@@ -72,10 +73,10 @@ def multiply(
     """
     slots = x.shape[1]
     y = x.new_empty(rows, batch)
-    sizes = tiling(x.dtype, plan.height, slots, activation)
+    sizes = tiling(x.dtype, plan.height, slots, plain=activation != "gelu")
     if groups is not None:
         block = slots // max(1, groups.block_task.shape[0])
-        sizes = tiling(x.dtype, plan.height, block, activation)
+        sizes = tiling(x.dtype, plan.height, block, plain=False)
     tiles = expand_tiles(values, plan, sizes.depth)
     blocks = triton.cdiv(slots, sizes.block) if sizes.block else 0
     windows = triton.cdiv(rows, plan.height)

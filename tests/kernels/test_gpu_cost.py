@@ -1,0 +1,148 @@
+"""The predicted times of a GPU choose as they should, and change the way that work does. No GPU is needed."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import rsn2_kernels as rk
+from rsn2_kernels import dispatch, plans
+from rsn2_kernels.backends import triton
+from rsn2_kernels.geometry import ConvGeometry
+from rsn2_kernels.gpu_cost import DTYPES, Visits, dense_seconds, visiting_seconds
+from rsn2_kernels.group import PatternGroup
+
+from .cases import random_mask
+
+SIZE = 4096
+DTYPE = torch.bfloat16
+
+
+def in_blocks(rows: int, cols: int, side: int, density: float, seed: int = 0) -> Tensor:
+    """A mask of whole blocks, of which the given share is owned."""
+    coarse = random_mask(rows // side, cols // side, density, seed)
+    return coarse.repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+def visits_of(mask: Tensor) -> Visits:
+    return plans.visits(rk.SparsePattern.from_mask(mask), None)
+
+
+@pytest.fixture(scope="module")
+def unstructured() -> Visits:
+    """What a random mask of density 0.1 makes the kernels visit."""
+    return visits_of(random_mask(SIZE, SIZE, 0.1, 0))
+
+
+@pytest.fixture(scope="module")
+def blocked() -> Visits:
+    """The same of 64 x 64 blocks."""
+    return visits_of(in_blocks(SIZE, SIZE, 64, 0.1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_random_mask_runs_dense(unstructured: Visits, dtype: torch.dtype) -> None:
+    assert unstructured.occupancy > 0.75
+    assert dense_seconds(unstructured, SIZE, dtype) < visiting_seconds(unstructured, SIZE, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_whole_blocks_run_on_the_kernels_that_skip(blocked: Visits, dtype: torch.dtype) -> None:
+    assert blocked.occupancy == pytest.approx(0.1, abs=0.02)
+    assert visiting_seconds(blocked, SIZE, dtype) < 0.5 * dense_seconds(blocked, SIZE, dtype)
+
+
+def test_a_full_mask_runs_dense_at_every_batch() -> None:
+    full = visits_of(torch.ones(512, 1024, dtype=torch.bool))
+    assert full.occupancy == 1
+    for batch in (1, 100, 10**5):
+        assert dense_seconds(full, batch, DTYPE) < visiting_seconds(full, batch, DTYPE)
+
+
+@pytest.mark.parametrize("seconds", [dense_seconds, visiting_seconds])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_batch_or_more_weights_never_cost_less(seconds: object, dtype: torch.dtype, blocked: Visits) -> None:
+    assert callable(seconds)
+    times = [seconds(blocked, batch, dtype) for batch in (0, 1, 64, 4096, 10**6)]
+    assert times == sorted(times) and times[0] > 0 and times[-1] > 100 * times[0]
+    grown = blocked._replace(rows=2 * blocked.rows, nnz=2 * blocked.nnz, visited=2 * blocked.visited)
+    assert seconds(grown, 4096, dtype) > seconds(blocked, 4096, dtype)
+
+
+def test_what_is_not_visited_costs_the_dense_product_alone(blocked: Visits) -> None:
+    fewer = blocked._replace(visited=blocked.visited // 2)
+    assert visiting_seconds(fewer, SIZE, DTYPE) < visiting_seconds(blocked, SIZE, DTYPE)
+    assert dense_seconds(fewer, SIZE, DTYPE) == dense_seconds(blocked, SIZE, DTYPE)
+
+
+def test_lower_windows_cost_more_for_the_same_work(blocked: Visits) -> None:
+    times = [visiting_seconds(blocked._replace(height=height), SIZE, DTYPE) for height in (128, 64, 32, 16)]
+    assert times == sorted(times) and times[0] < times[-1]
+
+
+def test_an_operand_that_has_the_layout_already_saves_its_copy(blocked: Visits) -> None:
+    assert visiting_seconds(blocked, SIZE, DTYPE, feature_major=True) < visiting_seconds(blocked, SIZE, DTYPE)
+
+
+def test_float32_takes_longer_than_half_of_its_bits(blocked: Visits) -> None:
+    for seconds in (dense_seconds, visiting_seconds):
+        assert seconds(blocked, SIZE, torch.float32) > 2 * seconds(blocked, SIZE, DTYPE)
+
+
+def test_a_large_product_is_predicted_within_reach_of_the_chip(unstructured: Visits) -> None:
+    """4096 x 4096 x 4096 at the 790 TFLOP/s that the vendor's bf16 product was measured at, expansion besides."""
+    least = 2 * SIZE**3 / 790e12
+    assert least < dense_seconds(unstructured, SIZE, DTYPE) < 1.5 * least
+
+
+def test_the_visits_of_a_convolution_count_its_channels_once_and_its_groups_apart() -> None:
+    mask = random_mask(64, 9 * 32, 0.2, 0)
+    geometry = ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1), 2)
+    visits = plans.visits(rk.SparsePattern.from_mask(mask), geometry)
+    assert (visits.stacks, visits.rows, visits.cols, visits.taps) == (2, 32, 9 * 32, 9)
+    # An image moves 64 channels in and 64 filters out per pixel, whatever the kernel's size.
+    assert visits.operands == 64 + 64
+    assert visits.nnz == int(mask.sum()) <= visits.visited
+
+
+def test_the_visits_of_a_group_are_those_of_its_tasks() -> None:
+    masks = [in_blocks(256, 256, 64, 0.3, seed) for seed in (0, 1)]
+    patterns = [rk.SparsePattern.from_mask(mask) for mask in masks]
+    group = plans.visits(PatternGroup.of(patterns), None)
+    alone = [plans.visits(pattern, None) for pattern in patterns]
+    assert (group.stacks, group.nnz) == (2, sum(each.nnz for each in alone))
+    assert group.visited == sum(int(mask.sum()) for mask in masks)
+
+
+@pytest.mark.skipif(triton._status() is None and not triton.interpreted, reason="a GPU is here: triton can run")
+@pytest.mark.parametrize("op", ["linear", "grouped_linear"])
+def test_explaining_for_a_gpu_that_is_not_here_names_dense_and_says_why_not_triton(op: str) -> None:
+    pattern = rk.SparsePattern.from_mask(in_blocks(256, 256, 64, 0.1))
+    said = rk.explain(op, pattern, 4096, DTYPE, "cuda")
+    assert said.backend == "dense"
+    assert "triton" not in said.seconds and len(said.unavailable["triton"].split()) > 3
+    assert any(word in said.unavailable["triton"] for word in ("GPU", "interpreted", "Triton is not installed"))
+
+
+@pytest.mark.parametrize(
+    ("mask", "chosen"),
+    [(in_blocks(2048, 2048, 64, 0.1), "triton"), (random_mask(2048, 2048, 0.3, 0), "dense")],
+    ids=["blocks", "random"],
+)
+def test_explaining_for_a_gpu_chooses_by_what_the_mask_makes_it_visit(
+    mask: Tensor, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the backend taken to be able to run, its cost is predicted from the pattern, on the CPU."""
+    monkeypatch.setattr(triton, "unavailable", None)
+    monkeypatch.setattr(triton, "why_not", lambda device, dtype: None)
+    said = rk.explain("linear", rk.SparsePattern.from_mask(mask), 4096, DTYPE, "cuda")
+    assert said.backend == chosen == min(said.seconds, key=said.seconds.__getitem__)
+    assert set(said.seconds) == {"dense", "triton"}
+
+
+def test_one_launch_for_many_small_tasks_beats_a_dense_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "unavailable", None)
+    monkeypatch.setattr(triton, "why_not", lambda device, dtype: None)
+    patterns = [rk.SparsePattern.from_mask(random_mask(64, 64, 0.3, seed)) for seed in range(10)]
+    for weight, op in ((PatternGroup.of(patterns), "grouped_linear"), (patterns[0], "linear")):
+        costs = dispatch._costs(op, weight, 320, DTYPE, torch.device("cuda"), None)
+        assert (min(costs, key=costs.__getitem__) == "triton") == (op == "grouped_linear")
