@@ -82,7 +82,8 @@ def test_numerical_gradients_agree(operator: str, backend: str) -> None:
     def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         return case.call(replace(operands, x=x, values=values, bias=bias), backend)
 
-    assert torch.autograd.gradcheck(call, tuple(operands.inputs.values()))
+    # Interpreted, one direction through all elements instead of each alone.
+    assert torch.autograd.gradcheck(call, tuple(operands.inputs.values()), fast_mode=backend == "triton")
 
 
 def test_no_grad_records_nothing(operator: str, backend: str) -> None:

@@ -142,8 +142,10 @@ def test_numerical_first_and_second_derivatives_agree(backend: str) -> None:
         return tasks.call(backend, x=x[:3], vs=rest[:3], biases=rest[3:], task_of_row=tasks.task_of_row[:3])
 
     inputs = tuple(tasks.inputs)
-    assert torch.autograd.gradcheck(call, inputs)
-    assert torch.autograd.gradgradcheck(call, inputs)
+    # Interpreted, one direction through all elements instead of each alone.
+    fast = backend == "triton"
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=fast)
 
 
 def test_one_pattern_may_serve_several_tasks(backend: str) -> None:
@@ -327,6 +329,8 @@ def test_an_exported_layer_serves_other_rows_and_tasks_and_leaves_no_group_witho
     layer = Layer(tasks, backend)
     batch = torch.export.Dim("batch", min=2)
     arguments = (tasks.x.detach(), tasks.task_of_row)
+    if backend == "triton":
+        layer(*arguments)  # makes the plan, which an exporter cannot
     program = torch.export.export(layer, arguments, dynamic_shapes=({0: batch}, {0: batch}))
     assert not any(type(each.crow) is not Tensor for each in tasks.ps[0].groups.values())
     x, task_of_row = torch.randn(9, 8).to(tasks.x), torch.arange(9, device=tasks.x.device) % 3

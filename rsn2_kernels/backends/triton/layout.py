@@ -85,7 +85,7 @@ def group_rows(task_of_row: Tensor, tasks: int, block: int) -> Groups:
     first_slot = torch.empty(tasks + 1, dtype=torch.int32, device=device)
     padded = triton.next_power_of_2(tasks + 1)
     _group[(tasks + 2,)](
-        task_of_row, slot_row, block_task, first_slot, batch, tasks, blocks,
+        task_of_row.contiguous(), slot_row, block_task, first_slot, batch, tasks, blocks,
         BLOCK=block, TASKS=padded, LANES=max(16, min(1024, 8192 // padded)),
     )  # fmt: skip
     return Groups(slot_row, block_task, first_slot)
