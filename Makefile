@@ -2,7 +2,8 @@
 # make test   lint, then all tests, those of the C++ code included
 # make lint   ruff and mypy
 # make bench  operators against the dense library, in one run
-# make gpu-check [OUT=file.json]   on a machine with a GPU: build, its tests, compute-sanitizer, its benchmarks
+# make gpu-check [OUT=file.json] [DATA=folder of MNIST]
+#                                  on a machine with a GPU: build, its tests, compute-sanitizer, its benchmarks
 #                                  -> results/gpu-check.json, in under ten minutes, without a network
 #
 # Each uses the active Python when it has torch (it needs the packages of requirements-dev.txt then), and otherwise
@@ -41,7 +42,7 @@ bench: $(READY)
 
 # It builds by itself: nothing may be fetched, and without a GPU nothing is done.
 gpu-check:
-	@$(or $(ACTIVE),python3) benchmarks/gpu_check.py --out $(OUT)
+	@$(or $(ACTIVE),python3) benchmarks/gpu_check.py --out $(OUT) $(if $(DATA),--data-dir $(DATA))
 
 $(READY): $(SOURCES) $(if $(ACTIVE),,.venv/installed)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .

@@ -31,6 +31,9 @@ RUNS = (16, 32, 64)
 ROWS_TOGETHER = 16
 """Filters that stay neighbours in a convolution's windows, so that its result is written 32 bytes at a time."""
 
+ALIGNMENT = 16
+"""The rows of a feature-major operand start at multiples of this many elements, so that loads are wide."""
+
 WORD = 32
 _TALLEST = HEIGHTS[-1]
 # Columns of the other operand that one program of the product holds, for the traffic per operation in `traffic`.

@@ -69,8 +69,8 @@ def allocate(
         seed: of the "random" criterion.
 
     Returns:
-        Layer name -> number of weights that the task owns there. A layer where the task owns nothing, or mostly weights
-        without saliency (units that are dead on all of its data), is named in a warning.
+        Layer name -> number of weights that the task owns there. A layer where the task owns nothing, or almost only
+        weights without saliency (units that are dead on all of its data), is named in a warning.
 
     Raises:
         TaskError: if the task is allocated already, a per-task module has no part for it, or a layer is finalized.
@@ -91,10 +91,10 @@ def allocate(
         warnings.warn(
             f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}", stacklevel=2
         )
-    if silent := [name for name, mask in masks.items() if _mostly_silent(saliencies[name], mask)]:
+    if silent := [name for name, mask in masks.items() if _silent(saliencies[name], mask)]:
         warnings.warn(
-            f"task {task!r} owns mostly weights of saliency 0 in {silent}: the free weights carry no signal of its "
-            f"data there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
+            f"task {task!r} owns almost only weights of saliency 0 in {silent}: the free weights carry no signal of "
+            f"its data there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
             stacklevel=2,
         )
     for name, layer in layers.items():
@@ -323,9 +323,9 @@ def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:
     return above.index_fill(0, ties, True).view(saliency.shape)
 
 
-def _mostly_silent(saliency: Tensor, mask: Tensor) -> bool:
-    """Whether more than half of what was chosen was chosen by position alone."""
-    return 2 * int((mask & (saliency > 0)).sum()) < int(mask.sum())
+def _silent(saliency: Tensor, mask: Tensor) -> bool:
+    """Whether less than a tenth of what was chosen has any saliency: the rest was chosen by position alone."""
+    return 10 * int((mask & (saliency > 0)).sum()) < int(mask.sum())
 
 
 def _fan_in_scale(mask: Tensor) -> Tensor:

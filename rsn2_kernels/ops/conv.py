@@ -9,6 +9,7 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.ops.gradients import register_gradients
+from rsn2_kernels.ops.layout import channels_last
 from rsn2_kernels.ops.library import checked_operands, empty_images, fused_activation, register
 from rsn2_kernels.pattern import SparsePattern
 
@@ -64,6 +65,8 @@ def conv2d(
     name = dispatch.choose("conv2d", pattern, images.shape[0] * height * width, x.dtype, backend, geometry)
     index = dispatch.index(name, pattern, x.requires_grad and torch.is_grad_enabled(), geometry)
     inside, behind = fused_activation(activation, (x, values, bias))
+    if values.requires_grad and torch.is_grad_enabled():
+        images = channels_last(images, (name,))
     y: Tensor = torch.ops.rsn2.conv2d(images, values, bias, index, inside, *geometry, name)
     y = activated(y, behind)
     return y if x.dim() == 4 else y.squeeze(0)
@@ -121,4 +124,4 @@ register(
     _conv2d_dvalues,
     _conv2d_dvalues_fake,
 )
-register_gradients("conv2d", size_of=lambda x: (x.shape[2:],), activates=True)
+register_gradients("conv2d", size_of=lambda x: (x.shape[2:],), activates=True, laid_out=channels_last)

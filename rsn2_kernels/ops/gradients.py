@@ -24,6 +24,7 @@ def register_gradients(
     size_of: Callable[[Tensor], tuple[Any, ...]],
     dbias: Callable[..., Tensor] = sum_per_channel,
     activates: bool = False,
+    laid_out: Callable[[Tensor, list[Any]], Tensor] = lambda dy, rest: dy,
 ) -> None:
     """Register the gradients of ``rsn2::<name>``, ``rsn2::<name>_dx`` and ``rsn2::<name>_dvalues``.
 
@@ -34,6 +35,7 @@ def register_gradients(
         dbias: ``(dy, index, *rest)`` -> the gradient of the bias, by torch's own differentiable operators.
         activates: whether the operator, and it alone, takes an activation in front of ``*rest``. ReLU is undone from
             the result that it left; other activations are refused under gradients.
+        laid_out: ``(dy, rest)`` -> dy in the layout that the backend reads, where both products will read it.
     """
     forward, dx, dvalues = (getattr(torch.ops.rsn2, name + product) for product in ("", "_dx", "_dvalues"))
 
@@ -55,6 +57,8 @@ def register_gradients(
             y, *index = index
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
+        if needs_x and needs_values:
+            dy = laid_out(dy, ctx.rest)
         return (
             dx(dy, values, index, *ctx.size, *ctx.rest) if needs_x else None,
             dvalues(dy, x, index, *ctx.rest) if needs_values else None,

@@ -8,6 +8,7 @@ from torch import Tensor
 from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.ops.gradients import register_gradients
+from rsn2_kernels.ops.layout import feature_major
 from rsn2_kernels.ops.library import checked_operands, empty_matrix, fused_activation, register
 from rsn2_kernels.pattern import SparsePattern
 
@@ -54,6 +55,8 @@ def linear(
     name = dispatch.choose("linear", pattern, flat.shape[0], x.dtype, backend)
     index = dispatch.index(name, pattern, with_columns=x.requires_grad and torch.is_grad_enabled())
     inside, behind = fused_activation(activation, (x, values, bias))
+    if values.requires_grad and torch.is_grad_enabled():
+        flat = feature_major(flat, (name,))
     y: Tensor = torch.ops.rsn2.linear(flat, values, bias, index, inside, name)
     return activated(y, behind).view(*x.shape[:-1], rows)
 
@@ -91,4 +94,4 @@ register("linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Te
 register(
     "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor", _linear_dvalues, _linear_dvalues_fake
 )
-register_gradients("linear", size_of=lambda x: (), activates=True)
+register_gradients("linear", size_of=lambda x: (), activates=True, laid_out=feature_major)

@@ -67,6 +67,16 @@ def test_opcheck_passes(operator: str, product: str, x_layout: str, backend: str
     torch.library.opcheck(getattr(torch.ops.rsn2, operator + product).default, arguments)
 
 
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [5, 16])
+def test_opcheck_passes_for_the_layout_of_the_triton_backend(batch: int, x_layout: str) -> None:
+    if (why := dispatch._why_not("triton", torch.device("cpu"), torch.float32)) is not None:
+        pytest.skip(why)
+    x = LinearCase(6, 9, (batch,), x_layout=x_layout).operands(torch.float32).x
+    torch.library.opcheck(torch.ops.rsn2.feature_major.default, (x,))
+    assert torch.equal(torch.ops.rsn2.feature_major(x), x)
+
+
 @pytest.mark.parametrize("missing", ["bias", "gradients", "columns"])
 def test_opcheck_passes_without(missing: str, operator: str, backend: str) -> None:
     x, values, bias, index, *rest = operator_calls(operator, backend, "contiguous")[operator]

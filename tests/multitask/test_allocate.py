@@ -235,5 +235,5 @@ def test_a_task_that_no_signal_reaches_is_named_in_a_warning() -> None:
     nn.init.constant_(plain[0].bias, -100.0)
     model = rsn2.convert(plain)
     batch = [(torch.rand(16, 4), torch.randint(2, (16,)))]
-    with pytest.warns(UserWarning, match=r"'dead' owns mostly weights of saliency 0 in \['0', '2'\]"):
+    with pytest.warns(UserWarning, match=r"'dead' owns almost only weights of saliency 0 in \['0', '2'\]"):
         rsn2.allocate(model, "dead", 0.5, nn.functional.cross_entropy, batch)

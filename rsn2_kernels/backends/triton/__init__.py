@@ -5,14 +5,14 @@ A `Plan` says which parts; it is made once per pattern and travels in the index,
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair
-from rsn2_kernels.plan import Plan
+from rsn2_kernels.gpu_cost import DTYPES
+from rsn2_kernels.plan import ALIGNMENT, Plan
 
 try:
     from triton.runtime.interpreter import InterpretedFunction
@@ -47,15 +47,12 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         return None if device.type == "cpu" else "it is interpreted in this process, on the CPU"
     if device.type != "cuda":
         return f"it runs on an NVIDIA GPU, and the operands are on {device.type}"
-    if dtype == torch.float64:
-        return "its tiles are not made for float64"
-    return _too_old(device)
-
-
-@cache
-def _too_old(device: torch.device) -> str | None:
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"it needs compute capability 8.0, and {device} has {major}.{minor}"
+    if dtype not in DTYPES:
+        return f"its tiles are not made for {dtype}"
+    chip = torch.cuda.get_device_properties(device)
+    return (
+        None if chip.major >= 8 else f"it needs compute capability 8.0, and {chip.name} has {chip.major}.{chip.minor}"
+    )
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
@@ -98,7 +95,7 @@ def grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int) -> T
 def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
     """The products of `linear_dvalues`, each chunk over the rows of its task."""
     with _device_of(x):
-        groups = layout.group_rows(index[0], tasks, layout.ALIGNMENT)
+        groups = layout.group_rows(index[0], tasks, ALIGNMENT)
         dy_t, x_t = layout.sorted_by_task(dy, groups), layout.sorted_by_task(x, groups)
         return sddmm.sample(dy_t, x_t, index[2].shape[0], _plan(index), groups)
 
@@ -137,6 +134,12 @@ def gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """The packed values ``[nnz]`` of a dense ``[rows, cols]`` weight."""
     with _device_of(dense):
         return expansion.gather(dense, crow, col)
+
+
+def feature_major(x: Tensor) -> Tensor:
+    """A feature-major copy of ``x [batch, features]``, which the products read as it is if the batch is 16 n."""
+    with _device_of(x):
+        return layout.transposed(x, x.shape[0]).t()
 
 
 def _grouped(

@@ -30,11 +30,11 @@ class _Tiling(NamedTuple):
 
 
 def _tiling(dtype: torch.dtype, height: int) -> _Tiling:
-    """Pixels per program: 128 x 128 or 64 x 256 float32 sums in 16-bit types, without spilling a register."""
+    """Pixels per program, so few that two or three programs share a multiprocessor: their loops are short."""
+    warps = 8 if height >= 64 else 4
     if dtype.itemsize > 2:
-        return _Tiling(32 if height > 64 else 64, 8 if height >= 64 else 4, 2)
-    block = 128 if height > 64 else 256
-    return _Tiling(block, 8 if height >= 64 else 4, 3)
+        return _Tiling(32 if height > 64 else 64, warps, 2)
+    return _Tiling(128, warps, 3)
 
 
 def convolve(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsn2_kernels.backends.triton.expansion import expand_tiles
 from rsn2_kernels.backends.triton.layout import Groups
-from rsn2_kernels.plan import Plan
+from rsn2_kernels.plan import ALIGNMENT, Plan
 
 # Blocks of the batch that programs in flight together share: eight of 256 bf16 rows of 4096 features are 16 MiB, so
 # that the operand stays in a second-level cache of 50 MB while all windows pass over it.
@@ -32,16 +32,18 @@ class Tiling(NamedTuple):
 def tiling(dtype: torch.dtype, height: int, batch: int, plain: bool) -> Tiling:
     """The tiles of a product: as wide as the batch and the registers allow, which the compile tests check.
 
-    16-bit tiles hold at most 128 x 256 float32 sums in 256 threads, 128 registers each; half of it where erf or the
-    tasks of a grouped product (not ``plain``) take registers too. float32 without TF32 runs on the ordinary cores,
-    where 64 columns do.
+    16-bit tiles hold at most 128 x 256 float32 sums in 256 threads, 128 registers each; half of it where erf, the
+    tasks of a grouped product or unaligned results (not ``plain``) take registers too. float32 without TF32 runs on the
+    ordinary cores, where 64 columns do.
     """
     wide = dtype.itemsize > 2
     largest = (64 if wide else 256) // (1 if plain else 2)
     block = min(largest, max(16, triton.next_power_of_2(batch)))
     warps = 8 if height * block >= (64 * 128 if wide else 64 * 256) else 4
-    # The rows to load are loaded themselves: the compiler spends half of the stages on them.
-    return Tiling(block, 32 if wide else 64, warps, 3 if wide else 5)
+    # The rows to load are loaded themselves: the compiler spends half of the stages on them. With four, two programs
+    # of windows of 64 rows share the 227 KiB of a multiprocessor (compute capability 9.0: 80 KiB each).
+    stages = 3 if wide else 4 if height <= 64 else 5
+    return Tiling(block, 32 if wide else 64, warps, stages)
 
 
 def multiply(
@@ -73,7 +75,8 @@ def multiply(
     """
     slots = x.shape[1]
     y = x.new_empty(rows, batch)
-    sizes = tiling(x.dtype, plan.height, slots, plain=activation != "gelu")
+    # Rows of the result that start unaligned are written element by element, which takes registers too.
+    sizes = tiling(x.dtype, plan.height, slots, plain=activation != "gelu" and batch % ALIGNMENT == 0)
     if groups is not None:
         block = slots // max(1, groups.block_task.shape[0])
         sizes = tiling(x.dtype, plan.height, block, plain=False)
@@ -88,6 +91,8 @@ def multiply(
             HEIGHT=plan.height, WIDTH=plan.width, BLOCK=sizes.block, DEPTH=sizes.depth, TOGETHER=_BLOCKS_TOGETHER,
             BIAS=bias is not None, GROUPED=groups is not None, ACTIVATION=activation, PRECISION=precision(x.dtype),
             num_warps=sizes.num_warps, num_stages=sizes.num_stages,
+            # Left alone, ptxas stops at 64 registers for TF32 on compute capability 10.0, and spills.
+            maxnreg=240 if precision(x.dtype) == "tf32" else None,
         )  # fmt: skip
     return y
 
@@ -148,10 +153,12 @@ def _multiply(
     if GROUPED:
         sums = tl.where(has_task, sums, without_task)
         target = tl.load(slot_row + slot, mask=slot < slots, other=-1)
+        wanted = target >= 0
     else:
-        target = tl.where(slot < batch, slot, -1)
+        target = slot
+        wanted = slot < batch
     where = y + row.to(tl.int64)[:, None] * batch + target[None, :]
-    tl.store(where, sums.to(y.dtype.element_ty), mask=inside[:, None] & (target >= 0)[None, :])
+    tl.store(where, sums.to(y.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit

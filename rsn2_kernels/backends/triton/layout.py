@@ -11,8 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ALIGNMENT = 16
-"""The rows of a feature-major operand start at multiples of this many elements, so that loads are wide."""
+from rsn2_kernels.plan import ALIGNMENT
 
 _TILE = 64
 
@@ -44,19 +43,19 @@ def feature_major(x: Tensor) -> Tensor:
     Not copied where ``x`` is such a matrix seen through ``.t()`` already.
     """
     batch = x.shape[0]
-    transposed = x.t()
-    aligned = batch % ALIGNMENT == 0 and transposed.stride(0) % ALIGNMENT == 0 and x.data_ptr() % 16 == 0
-    if aligned and transposed.stride(1) == 1:
-        return transposed
-    return _transposed(x, -(-batch // ALIGNMENT) * ALIGNMENT, None)
+    aligned = batch % ALIGNMENT == 0 and x.stride(1) % ALIGNMENT == 0 and x.data_ptr() % 16 == 0
+    if aligned and x.stride(0) == 1:
+        return x.t()
+    return transposed(x, -(-batch // ALIGNMENT) * ALIGNMENT)
 
 
 def sorted_by_task(x: Tensor, groups: Groups) -> Tensor:
     """``x [batch, features]`` as ``[features, slots]``, zeros at the padding."""
-    return _transposed(x, groups.slots, groups.slot_row)
+    return transposed(x, groups.slots, groups.slot_row)
 
 
-def _transposed(x: Tensor, slots: int, slot_row: Tensor | None) -> Tensor:
+def transposed(x: Tensor, slots: int, slot_row: Tensor | None = None) -> Tensor:
+    """``x [batch, features]`` as ``[features, slots]``: its rows in turn or as ``slot_row`` says, zeros behind them."""
     batch, features = x.shape
     out = x.new_empty(features, slots)
     if out.numel():
