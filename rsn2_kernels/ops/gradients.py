@@ -57,11 +57,11 @@ def register_gradients(
             y, *index = index
             dy = torch.ops.aten.threshold_backward(dy, y, 0)
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
-        if needs_x and needs_values:
-            dy = laid_out(dy, ctx.rest)
+        # The bias sums dy as it came, so that its bits do not depend on which other gradients are asked for.
+        shared = laid_out(dy, ctx.rest) if needs_x and needs_values else dy
         return (
-            dx(dy, values, index, *ctx.size, *ctx.rest) if needs_x else None,
-            dvalues(dy, x, index, *ctx.rest) if needs_values else None,
+            dx(shared, values, index, *ctx.size, *ctx.rest) if needs_x else None,
+            dvalues(shared, x, index, *ctx.rest) if needs_values else None,
             dbias(dy, index, *ctx.rest) if needs_bias else None,
             *_none(index, ["activation", *ctx.rest] if activates else ctx.rest),
         )

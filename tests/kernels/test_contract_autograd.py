@@ -59,7 +59,8 @@ def test_products_that_nobody_asked_for_are_not_computed(operator: str, backend:
     with RecordedOperators() as ran:
         gradients(operator, backend, SMALL[operator].operands(widest(backend)), wanted)
     expected = {operator} | {f"{operator}_{each}" for each in wanted if each != "dbias"}
-    assert sorted(ran.names) == sorted(expected)
+    # A copy in another layout is no product.
+    assert sorted(name for name in ran.names if name != "feature_major") == sorted(expected)
 
 
 @pytest.mark.parametrize("with_x", [False, True], ids=["values", "values+x"])
@@ -128,6 +129,8 @@ def test_backward_can_run_twice_on_a_retained_graph(operator: str, backend: str)
 def test_an_operand_changed_before_backward_is_refused(operator: str, backend: str, changed: str) -> None:
     if (operator, changed) == ("grouped_linear", "values"):
         pytest.skip("the operator keeps the values in a tensor of its own")
+    if backend == "triton" and operator != "grouped_linear" and changed == "x":
+        pytest.skip("the operator keeps x in a layout of its own")
     operands = SMALL[operator].operands(widest(backend))
     y = SMALL[operator].call(operands, backend)
     with torch.no_grad():
