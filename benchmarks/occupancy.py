@@ -10,190 +10,54 @@ predictions of `rsn2_kernels/gpu_cost.py`.
 
 import argparse
 import json
-import math
 import platform
 import runpy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
 
-import rsn2
-from rsn2_kernels import SparsePattern
+from occupancy_masks import BATCH, ELEMENTS, NETWORKS, PREDICTED_IMAGES, PREDICTED_ROWS, TASKS, Case, Product, allocated
+from row_orders import (
+    ORDERED_HEIGHTS,
+    ORDERED_LAYERS,
+    ORDERED_TASKS,
+    ORDERS,
+    by_count,
+    compared,
+    in_tiles,
+)
+from rsn2_kernels import SparsePattern, plans
+from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import Visits, dense_seconds, visiting_seconds
-from rsn2_kernels.plan import HEIGHTS, Plan, Survey, survey_conv, survey_linear
+from rsn2_kernels.plan import HEIGHTS, Plan, Survey
 
 ROOT = Path(__file__).parents[1]
 DENSITIES = (0.05, 0.1, 0.2)
-TASKS = 5
-BATCH = 512
-ELEMENTS = (1, 1)
 # Blocks claimed as wholes, in the network of linear layers and at the densities of GRANULAR_DENSITIES.
 GRANULARITIES = ((16, 16), (64, 64))
 GRANULAR_DENSITIES = (0.1, 0.2)
-# What the predictions are for: rows of a linear network's batch, and images of the convolutional network's.
-PREDICTED_ROWS, PREDICTED_IMAGES = 4096, 64
 DTYPE = torch.bfloat16
 # Masks with a larger share of weights, or blocks, that no sample gives a gradient are left out of the summaries.
 TIED = 0.01
 TILES = (64, 128)
-# Row orders are compared in these layers and tasks of the network of 1000, at these window heights.
-ORDERED_LAYERS, ORDERED_TASKS, ORDERED_HEIGHTS = ("1", "2", "4", "6"), (1, 3, 5), (32, 64, 128)
-
-Batch = tuple[Tensor, Tensor]
-
-
-class Case(NamedTuple):
-    """One network to which tasks are allocated."""
-
-    network: str
-    granularity: tuple[int, int]
-    density: float
-
-
-class Product(NamedTuple):
-    """One layer of one task: its mask and what the products with it are.
-
-    Attributes:
-        mask: bool ``[rows, cols]``.
-        taps: positions of the kernel; 1 for a linear layer.
-        batch: columns of the other operand in the predictions: rows, or output pixels.
-    """
-
-    mask: Tensor
-    taps: int
-    batch: int
-
-
-# ---- networks, tasks and masks
-
-
-def linear_network(width: int) -> nn.Sequential:
-    """784 pixels, six hidden layers with ReLU, ten classes."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise([784, *[width] * 6]):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 10))
-
-
-def convolutional_network() -> nn.Sequential:
-    """The paper's: 3 x 3 convolutions of 32, 32, 64 and 64 filters, two poolings, linear 256, 256 and ten classes."""
-    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
-    for channels, filters in ((1, 32), (32, 32), (32, 64), (64, 64)):
-        layers += [nn.Conv2d(channels, filters, 3), nn.ReLU()]
-        if channels == filters:
-            layers.append(nn.MaxPool2d(2))
-    layers.append(nn.Flatten())
-    for inputs, outputs in ((1024, 256), (256, 256)):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(256, 10))
-
-
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
-    "fc 1000": partial(linear_network, 1000),
-    "conv": convolutional_network,
-    "fc 4096": partial(linear_network, 4096),
-}
-
-
-def batches(network: str, data: dict[str, Batch]) -> list[Batch]:
-    """What each task is allocated with, in turn."""
-    mnist, fashion = data["mnist"], data["fashion_mnist"]
-    if network == "conv":
-        sources = [fashion] * TASKS
-    else:
-        sources = [mnist, fashion, permuted(mnist, 1), permuted(fashion, 2), permuted(mnist, 3)]
-    parts = [slice(task * BATCH, (task + 1) * BATCH) for task in range(TASKS)]
-    return [(images[part], classes[part]) for (images, classes), part in zip(sources, parts, strict=True)]
-
-
-def permuted(data: Batch, seed: int) -> Batch:
-    """The images with their pixels in another order."""
-    order = torch.randperm(784, generator=torch.Generator().manual_seed(seed))
-    return data[0][:, order], data[1]
-
-
-def allocated(case: Case, data: dict[str, Batch]) -> Iterator[tuple[str, int, Product, float]]:
-    """Every layer of every task: number of the layer, of the task, the product, its share of weights without gradient.
-
-    A gradient is 0 where no sample has both an input and a gradient of the output that are not: such weights are tied,
-    and those of a block are if all its weights that could be claimed are.
-    """
-    torch.manual_seed(0)
-    network = NETWORKS[case.network]()
-    model = rsn2.convert(network, per_task=[str(len(network) - 1)])
-    layers = [layer for layer in model.modules() if isinstance(layer, rsn2.nn.MultitaskLayer)]
-    seen: dict[nn.Module, dict[str, Tensor]] = {layer: {} for layer in layers}
-
-    def watch(layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
-        seen[layer]["x"] = inputs[0].detach()
-        if y.requires_grad:
-            y.register_hook(lambda dy: seen[layer].update(dy=dy.detach()))
-
-    for layer in layers:
-        layer.register_forward_hook(watch)
-    for task, batch in enumerate(batches(case.network, data), start=1):
-        granularity = None if case.granularity == ELEMENTS else case.granularity
-        rsn2.allocate(model, f"task{task}", case.density, nn.functional.cross_entropy, [batch], granularity=granularity)
-        for number, layer in enumerate(layers, start=1):
-            mask = layer.owners.mask(layer.slot(f"task{task}"))
-            x, dy = ((seen[layer][name] != 0).float() for name in ("x", "dy"))
-            kernel = layer.weight_shape[2:]
-            together = nn.grad.conv2d_weight(x, layer.weight_shape, dy).flatten(1) if kernel else dy.t() @ x
-            touched = blocked(mask & (together > 0.5), *case.granularity)
-            for side, length in enumerate(case.granularity):
-                touched = touched.repeat_interleave(length, side).narrow(side, 0, mask.shape[side])
-            tied = (mask & ~touched).sum() / mask.sum().clamp(min=1)
-            rows = PREDICTED_IMAGES if case.network == "conv" else PREDICTED_ROWS
-            yield str(number), task, Product(mask, math.prod(kernel), rows * math.prod(dy.shape[2:])), float(tied)
-
-
-# ---- what is visited
-
-
-def by_count(mask: Tensor) -> Tensor:
-    """Rows by falling number of weights."""
-    return mask.sum(1).argsort(descending=True, stable=True)
-
-
-def in_tiles(mask: Tensor, side: int) -> int:
-    """Positions in the tiles of ``side`` by ``side`` that hold a weight."""
-    return side * side * int(blocked(mask, side, side).sum())
-
-
-def in_windows(mask: Tensor, height: int) -> int:
-    """Positions in condensed windows of ``height`` neighbouring rows."""
-    return height * int(blocked(mask, height, 1).sum())
-
-
-def blocked(mask: Tensor, height: int, width: int) -> Tensor:
-    """Which blocks hold a weight; the last ones stick out."""
-    rows, cols = mask.shape
-    mask = nn.functional.pad(mask, (0, -cols % width, 0, -rows % height))
-    return mask.view(mask.shape[0] // height, height, -1, width).any(3).any(1)
 
 
 def surveys(found: Product) -> tuple[Survey, Survey]:
     """Of the weight, for the forward product and dW, and of the transposed weight, for dX."""
     pattern = SparsePattern.from_mask(found.mask)
-    rows, cols = pattern.shape
-    if found.taps > 1:
-        forward, transposed = (
-            survey_conv(pattern.crow, pattern.col, cols, found.taps, 1, transposed) for transposed in (False, True)
-        )
-        return forward, transposed
-    crow_t, row_t, perm = pattern.by_column()
-    return survey_linear(1, pattern.crow, pattern.col, cols), survey_linear(1, crow_t, row_t, rows, perm)
+    # Only the number of positions matters to a plan.
+    geometry = None if found.taps == 1 else ConvGeometry((1, found.taps), (1, 1), (0, 0), (1, 1), 1)
+    return plans.survey(pattern, geometry, False), plans.survey(pattern, geometry, True)
 
 
 def predictions(visits: Visits, transposed: Visits, found: Product) -> tuple[float, float, float, float]:
@@ -251,62 +115,6 @@ def described(found: Product) -> dict[str, Any]:
 
 
 PRODUCTS = ("forward", "forward_feature_major", "dx", "dw")
-
-
-# ---- other orders of the rows
-
-
-def by_singular_vector(mask: Tensor, height: int) -> Tensor:
-    """Rows by their part in the first singular vector."""
-    return torch.svd_lowrank(mask.float(), q=4, niter=3)[0][:, 0].abs().argsort(descending=True)
-
-
-def clustered(mask: Tensor, height: int) -> Tensor:
-    """Rows cut in two along their first principal direction, at a whole window, until each part is a window."""
-
-    def cut(rows: Tensor) -> list[Tensor]:
-        if len(rows) <= height:
-            return [rows]
-        part = mask[rows].float()
-        along = rows[torch.svd_lowrank(part - part.mean(0), q=2, niter=4)[0][:, 0].argsort()]
-        half = -(-len(rows) // height) // 2 * height
-        return cut(along[:half]) + cut(along[half:])
-
-    return torch.cat(cut(torch.arange(mask.shape[0])))
-
-
-def greedy(mask: Tensor, height: int) -> Tensor:
-    """Each window begins with the fullest row left, and takes the row that adds the fewest columns, again and again."""
-    table = mask.float()
-    counts = table.sum(1)
-    left = torch.ones(mask.shape[0], dtype=torch.bool)
-    order: list[int] = []
-    covered = torch.zeros(mask.shape[1])
-    while len(order) < mask.shape[0]:
-        starts = len(order) % height == 0
-        covered = torch.zeros_like(covered) if starts else covered
-        new = -counts if starts else counts - table @ covered
-        row = int(new.masked_fill(~left, torch.inf).argmin())
-        order.append(row)
-        left[row] = False
-        covered = torch.maximum(covered, table[row])
-    return torch.tensor(order)
-
-
-ORDERS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "count": lambda mask, height: by_count(mask),
-    "singular vector": by_singular_vector,
-    "clustered": clustered,
-    "greedy": greedy,
-}
-
-
-def compared(mask: Tensor) -> Iterator[dict[str, Any]]:
-    """What windows of rows in each order visit, as shares of all positions."""
-    for name, order in ORDERS.items():
-        torch.manual_seed(0)
-        shares = {height: in_windows(mask[order(mask, height)], height) / mask.numel() for height in ORDERED_HEIGHTS}
-        yield {"order": name, **{f"windows_{height}": share for height, share in shares.items()}}
 
 
 # ---- tables

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from rsn2_kernels import gpu_cost, plans
 from rsn2_kernels.backends import Backend, cpu, dense, reference, triton
+from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
-from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.pattern import SparsePattern
-from rsn2_kernels.plans import Weight
 
 OPERATORS = ("linear", "conv2d", "grouped_linear")
 
@@ -72,7 +71,7 @@ def available_backends() -> dict[str, bool | str]:
     }
 
 
-def index(backend: str, weight: Weight, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
+def index(backend: str, weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
     """The index tensors that a backend reads: those of the weight, and its plans where the backend visits by plan."""
     tensors = weight.index(with_columns)
     return tensors + plans.plan_tensors(weight, geometry, with_columns) if backend == "triton" else tensors
@@ -80,7 +79,7 @@ def index(backend: str, weight: Weight, with_columns: bool, geometry: ConvGeomet
 
 def choose(
     op: str,
-    weight: Weight,
+    weight: CsrIndex,
     batch: int,
     dtype: torch.dtype,
     backend: str | None,
@@ -189,11 +188,11 @@ FEATURES = {
 """What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
 
 
-def features(pattern: Weight, batch: int) -> dict[str, tuple[float, ...]]:
+def features(pattern: CsrIndex, batch: int) -> dict[str, tuple[float, ...]]:
     """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
     rows, cols = pattern.shape
     nnz = pattern.nnz
-    tasks = pattern.tasks if isinstance(pattern, PatternGroup) else 1
+    tasks = pattern.stacks
     return {
         "dense": (tasks, nnz, tasks * rows * cols, rows * cols * batch),
         "cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks),
@@ -217,7 +216,7 @@ _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
 
 def _costs(
     op: str,
-    weight: Weight,
+    weight: CsrIndex,
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -237,10 +236,10 @@ def _costs(
     }
 
 
-def _gpu_costs(weight: Weight, batch: int, dtype: torch.dtype, geometry: ConvGeometry | None) -> dict[str, float]:
+def _gpu_costs(weight: CsrIndex, batch: int, dtype: torch.dtype, geometry: ConvGeometry | None) -> dict[str, float]:
     """The first call for a weight counts what its windows would visit, and waits for the device."""
     visits = plans.visits(weight, geometry)
-    tasks = weight.tasks if isinstance(weight, PatternGroup) else 1
+    tasks = weight.stacks
     each = -(-batch // tasks)
     return {
         # Grouped, the vendor's library runs one product per task, and the rows are gathered and scattered for each.

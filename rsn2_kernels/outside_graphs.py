@@ -4,13 +4,12 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from rsn2_kernels.group import PatternGroup
-from rsn2_kernels.pattern import Derived, SparsePattern
+from rsn2_kernels.csr import CsrIndex, Derived
 
 _REASON = "a plan has sizes that depend on the mask: make one eager call before torch.compile"
 
 
 @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator]
-def derived(weight: SparsePattern | PatternGroup, key: Hashable, build: Callable[[], Derived]) -> Derived:
+def derived(weight: CsrIndex, key: Hashable, build: Callable[[], Derived]) -> Derived:
     """What the weight remembers under ``key``, built if it is not there."""
     return weight.derived(key, build)

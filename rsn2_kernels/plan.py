@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from rsn2_kernels.pattern import row_of_each_value
+from rsn2_kernels.csr import row_of_each_value
 
 HEIGHTS = (16, 32, 64, 128)
 """Rows per window that the kernels are written for."""

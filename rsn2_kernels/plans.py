@@ -5,16 +5,13 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from rsn2_kernels.csr import CsrIndex, Derived
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import Visits
-from rsn2_kernels.group import PatternGroup
-from rsn2_kernels.pattern import Derived, SparsePattern
 from rsn2_kernels.plan import Plan, Survey, survey_conv, survey_linear
 
-Weight = SparsePattern | PatternGroup
 
-
-def visits(weight: Weight, geometry: ConvGeometry | None) -> Visits:
+def visits(weight: CsrIndex, geometry: ConvGeometry | None) -> Visits:
     """What the forward product would visit. The first call waits for the device.
 
     Args:
@@ -24,18 +21,18 @@ def visits(weight: Weight, geometry: ConvGeometry | None) -> Visits:
     taps, groups = _taps_and_groups(geometry)
 
     def look() -> Visits:
-        return Visits.of(_survey(weight, geometry, False), weight.shape[1], taps)
+        return Visits.of(survey(weight, geometry, False), weight.shape[1], taps)
 
     return _made_eagerly(weight, ("visits", taps, groups), look)
 
 
-def plan_tensors(weight: Weight, geometry: ConvGeometry | None, with_columns: bool) -> list[Tensor]:
+def plan_tensors(weight: CsrIndex, geometry: ConvGeometry | None, with_columns: bool) -> list[Tensor]:
     """The tensors of the plan, and behind them those of the transposed weight's plan if asked."""
     transposed = (False, True) if with_columns else (False,)
     return [tensor for each in transposed for tensor in plan(weight, geometry, each)]
 
 
-def plan(weight: Weight, geometry: ConvGeometry | None = None, transposed: bool = False) -> Plan:
+def plan(weight: CsrIndex, geometry: ConvGeometry | None = None, transposed: bool = False) -> Plan:
     """The plan of a weight, or of its transpose, which the gradient of the input reads.
 
     The first call builds it and waits for the device; later ones return the same tensors.
@@ -46,10 +43,10 @@ def plan(weight: Weight, geometry: ConvGeometry | None = None, transposed: bool 
         transposed: whether of the transpose.
     """
     key = ("plan", *_taps_and_groups(geometry), transposed)
-    return _made_eagerly(weight, key, lambda: Plan.build(_survey(weight, geometry, transposed)))
+    return _made_eagerly(weight, key, lambda: Plan.build(survey(weight, geometry, transposed)))
 
 
-def _made_eagerly(weight: Weight, key: Hashable, build: Callable[[], Derived]) -> Derived:
+def _made_eagerly(weight: CsrIndex, key: Hashable, build: Callable[[], Derived]) -> Derived:
     """What the weight remembers under ``key``; torch.compile interrupts its graph to make it."""
     if weight.remembers(key) or not torch.compiler.is_compiling():
         return weight.derived(key, build)
@@ -59,16 +56,16 @@ def _made_eagerly(weight: Weight, key: Hashable, build: Callable[[], Derived]) -
     return found
 
 
-def _survey(weight: Weight, geometry: ConvGeometry | None, transposed: bool) -> Survey:
+def survey(weight: CsrIndex, geometry: ConvGeometry | None, transposed: bool) -> Survey:
+    """A look at a weight, or at its transpose; see `plan` for the arguments."""
     cols = weight.shape[1]
     if geometry is not None:
         taps, groups = _taps_and_groups(geometry)
         return survey_conv(weight.crow, weight.col, cols, taps, groups, transposed)
-    stacks = weight.tasks if isinstance(weight, PatternGroup) else 1
     if transposed:
         crow_t, row_t, perm = weight.by_column()
-        return survey_linear(stacks, crow_t, row_t, weight.shape[0], perm)
-    return survey_linear(stacks, weight.crow, weight.col, cols)
+        return survey_linear(weight.stacks, crow_t, row_t, weight.shape[0], perm)
+    return survey_linear(weight.stacks, weight.crow, weight.col, cols)
 
 
 def _taps_and_groups(geometry: ConvGeometry | None) -> tuple[int, int]:

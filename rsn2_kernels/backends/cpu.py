@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels.backends import Index, activated
+from rsn2_kernels.backends.by_task import dvalues_by_task, dx_by_task, linear_by_task
 from rsn2_kernels.geometry import ConvGeometry, Pair
-from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
 
 
 def _load() -> str | None:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rsn2_kernels.backends import Index, activated, columns, triton
+from rsn2_kernels.backends.by_task import dvalues_by_task, dx_by_task, linear_by_task
+from rsn2_kernels.csr import expand, flat_positions
 from rsn2_kernels.geometry import ConvGeometry, Pair
-from rsn2_kernels.group import dvalues_by_task, dx_by_task, linear_by_task
-from rsn2_kernels.pattern import expand, flat_positions
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
@@ -89,12 +89,17 @@ def _filters(values: Tensor, index: Index, channels: int, geometry: ConvGeometry
 
 def _expand(values: Tensor, index: Index, cols: int) -> Tensor:
     """The dense weight ``[rows, cols]``, by a kernel of its own where one can run."""
-    run = triton.expand if triton.why_not(values.device, values.dtype) is None and values.is_cuda else expand
+    run = triton.expand if _has_kernels(values) else expand
     return run(values, index[0], index[1], cols)
 
 
 def _owned(dense: Tensor, index: Index) -> Tensor:
     """What is owned of a dense ``[rows, cols]`` weight, packed."""
-    if triton.why_not(dense.device, dense.dtype) is None and dense.is_cuda:
+    if _has_kernels(dense):
         return triton.gather(dense, index[0], index[1])
     return dense.reshape(-1)[flat_positions(index[0], index[1], dense.shape[1])]
+
+
+def _has_kernels(operand: Tensor) -> bool:
+    """Whether a GPU expands and gathers with kernels of this package, which read the pattern once."""
+    return operand.is_cuda and triton.why_not(operand.device, operand.dtype) is None

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsn2_kernels.backends import Index, activated, columns
+from rsn2_kernels.csr import row_of_each_value
 from rsn2_kernels.geometry import ConvGeometry, Pair
-from rsn2_kernels.pattern import row_of_each_value
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:

@@ -239,7 +239,7 @@ def test_the_stacked_index_is_that_of_the_patterns_one_below_the_other() -> None
     patterns = [rk.SparsePattern.from_mask(mask) for mask in masks]
     group = PatternGroup.of(patterns)
     rows = rk.SparsePattern.from_mask(masks.view(24, 8))
-    assert (group.tasks, group.shape, group.nnz) == (4, (6, 8), rows.nnz)
+    assert (group.stacks, group.shape, group.nnz) == (4, (6, 8), rows.nnz)
     assert torch.equal(group.crow, rows.crow) and torch.equal(group.col, rows.col)
     crow_t, row_t, perm = group.by_column()
     cols = rk.SparsePattern.from_mask(masks.transpose(1, 2).reshape(32, 6))

@@ -23,7 +23,7 @@ from .contract import assert_keeps_contract
 if not backend.interpreted:
     pytest.skip("the kernels run on the CPU only with TRITON_INTERPRET=1", allow_module_level=True)
 
-from rsn2_kernels.backends.triton import conv, expansion, layout, sddmm
+from rsn2_kernels.backends.triton import conv, expansion, layout, schedule
 
 CASES: dict[str, Case] = {
     "linear": LinearCase(70, 140, (33,), 0.2, holes=True),
@@ -83,29 +83,28 @@ def test_gradients_of_values_are_exact_when_the_batch_is_summed_in_parts(
     operator: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part may be shorter than a step of the kernel, and the last parts empty."""
-    monkeypatch.setattr(sddmm, "_SHORTEST_PART", 7)
+    monkeypatch.setattr(schedule, "_SHORTEST_PART", 7)
     parts = set()
-    parts_of = sddmm.parts_of
+    parts_of = schedule.parts_of
 
     def recorded(chunks: int, batch: int) -> int:
         parts.add(parts_of(chunks, batch))
         return parts_of(chunks, batch)
 
-    for module in (sddmm, conv):
-        monkeypatch.setattr(module, "parts_of", recorded)
+    monkeypatch.setattr(schedule, "parts_of", recorded)
     assert_keeps_contract(CASES[operator], dtype, "triton")
     assert min(parts) > 1
 
 
 def test_few_chunks_are_summed_in_more_parts_but_in_none_shorter_than_is_worth_it() -> None:
-    assert sddmm.parts_of(1, 10**6) > sddmm.parts_of(20, 10**6) > sddmm.parts_of(1000, 10**6) == 1
-    assert sddmm.parts_of(1, 100) == sddmm.parts_of(0, 0) == 1
+    assert schedule.parts_of(1, 10**6) > schedule.parts_of(20, 10**6) > schedule.parts_of(1000, 10**6) == 1
+    assert schedule.parts_of(1, 100) == schedule.parts_of(0, 0) == 1
     for batch in (1, 511, 512, 1023, 1024, 5000):
-        assert batch // sddmm.parts_of(1, batch) >= min(batch, 512)
+        assert batch // schedule.parts_of(1, batch) >= min(batch, 512)
 
 
 def test_the_same_call_gives_the_same_bits(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sddmm, "_SHORTEST_PART", 2)
+    monkeypatch.setattr(schedule, "_SHORTEST_PART", 2)
     operands = SMALL[operator].operands(torch.float32)
     results = []
     for _ in range(2):

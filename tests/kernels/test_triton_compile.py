@@ -27,7 +27,7 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 from triton.runtime import JITFunction
 
-from rsn2_kernels.backends.triton import conv, expansion, gemm, layout, sddmm
+from rsn2_kernels.backends.triton import conv, expansion, gemm, layout, schedule, sddmm
 
 from .compiling import SHARED_LIMIT, Compiled, compiled_for
 
@@ -198,7 +198,7 @@ def test_gradients_of_values(capability: int, name: str, height: int) -> None:
         sddmm.sample(large, large, linear_pattern().nnz, plan)
         sddmm.sample(small, small, linear_pattern().nnz, plan)
         sddmm.sample(by_task, by_task, linear_group().nnz, grouped, groups)
-    assert sddmm.parts_of(plan.chunks, LARGE) > 1 == sddmm.parts_of(plan.chunks, SMALL)
+    assert schedule.parts_of(plan.chunks, LARGE) > 1 == schedule.parts_of(plan.chunks, SMALL)
     assert_fits(kernels, capability)
     for kernel in kernels:
         depth, warps = (64, 8 if height >= 64 else 4) if dtype.itemsize == 2 else (16, 8 if height >= 64 else 4)

@@ -16,11 +16,10 @@ from torch import Tensor
 from rsn2_kernels.backends.triton.bitmap import owned_position
 from rsn2_kernels.backends.triton.expansion import expand_tiles
 from rsn2_kernels.backends.triton.gemm import activated, precision
-from rsn2_kernels.backends.triton.sddmm import most_registers, parts_of
+from rsn2_kernels.backends.triton.schedule import BLOCKS_TOGETHER, added, empty_parts, part_of, window_and_block
+from rsn2_kernels.backends.triton.sddmm import most_registers
 from rsn2_kernels.geometry import ConvGeometry, Pair
 from rsn2_kernels.plan import ROWS_TOGETHER, RUNS, Plan
-
-_BLOCKS_TOGETHER = 8
 
 
 class _Tiling(NamedTuple):
@@ -75,7 +74,7 @@ def convolve(
             x, tiles, bias, y, plan.columns, plan.first_chunk, plan.row_order,
             pixels, height, width, channels, channels // geometry.groups, *size, rows, plan.windows, blocks,
             plan.windows // geometry.groups, *_constants(geometry), geometry.groups,
-            HEIGHT=plan.height, RUN=plan.width, BLOCK=sizes.block, TOGETHER=_BLOCKS_TOGETHER,
+            HEIGHT=plan.height, RUN=plan.width, BLOCK=sizes.block, TOGETHER=BLOCKS_TOGETHER,
             WHOLE=channels // geometry.groups % plan.width == 0, WHOLE_ROWS=rows % ROWS_TOGETHER == 0,
             BIAS=bias is not None, TRANSPOSED=transposed, ACTIVATION=activation, PRECISION=precision(x.dtype),
             num_warps=sizes.num_warps, num_stages=sizes.num_stages, maxnreg=most_registers(x.dtype),
@@ -97,21 +96,19 @@ def sample_conv(dy: Tensor, x: Tensor, nnz: int, plan: Plan, geometry: ConvGeome
     images, height, width, channels = x.shape
     pixels = images * dy.shape[1] * dy.shape[2]
     rows = dy.shape[3] // geometry.groups
-    parts = parts_of(plan.chunks, pixels)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    dvalues = x.new_empty(parts, nnz, dtype=x.dtype if parts == 1 else wide)
+    dvalues = empty_parts(x, nnz, plan.chunks, pixels)
     narrow = x.dtype.itemsize == 2
     if plan.chunks:
-        _sample_conv[(plan.chunks, parts)](
+        _sample_conv[(plan.chunks, dvalues.shape[0])](
             dy, x, dvalues, plan.columns, plan.bits, plan.starts, plan.order, plan.row_order, plan.chunk_window,
-            pixels, height, width, channels, channels // geometry.groups, dy.shape[1], dy.shape[2], rows, nnz, parts,
-            plan.windows // geometry.groups, *_constants(geometry), geometry.groups,
+            pixels, height, width, channels, channels // geometry.groups, dy.shape[1], dy.shape[2], rows, nnz,
+            dvalues.shape[0], plan.windows // geometry.groups, *_constants(geometry), geometry.groups,
             HEIGHT=plan.height, RUN=plan.width, DEPTH=64 if narrow else 16,
             WHOLE=channels // geometry.groups % plan.width == 0,
             ORDERED=plan.order.shape[0] > 0, PRECISION=precision(x.dtype),
             num_warps=8 if plan.height > 64 else 4, num_stages=3 if narrow else 2, maxnreg=most_registers(x.dtype),
         )  # fmt: skip
-    return dvalues[0] if parts == 1 else dvalues.sum(0).to(x.dtype)
+    return added(dvalues, x.dtype)
 
 
 def _channels_last(x: Tensor, groups: int) -> Tensor:
@@ -142,12 +139,7 @@ def _convolve(
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One window of filters and one block of output pixels per program; sums are [pixels, filters]."""
-    program = tl.program_id(0)
-    leading = program // (TOGETHER * windows) * TOGETHER
-    together = tl.minimum(blocks - leading, TOGETHER)
-    rest = program % (TOGETHER * windows)
-    block = leading + rest % together
-    window = rest // together
+    window, block = window_and_block(tl.program_id(0), windows, blocks, TOGETHER)
     group = window // windows_per_group
     SUM: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
 
@@ -211,9 +203,7 @@ def _sample_conv(
     channel = tl.multiple_of(column % padded, RUN)
     row = tl.max_contiguous(tl.multiple_of(tl.load(row_order + window * HEIGHT + place), 16), 16)
 
-    length = tl.cdiv(tl.cdiv(pixels, DEPTH), parts) * DEPTH
-    start = part * length
-    end = tl.minimum(pixels, start + length)
+    start, end = part_of(0, pixels, part, parts, DEPTH)
     sums = tl.zeros((HEIGHT, RUN), SUM)
     for at in range(start, end, DEPTH):
         pixel = at + tl.arange(0, DEPTH)

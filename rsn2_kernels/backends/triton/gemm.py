@@ -13,11 +13,8 @@ from torch import Tensor
 
 from rsn2_kernels.backends.triton.expansion import expand_tiles
 from rsn2_kernels.backends.triton.layout import Groups
+from rsn2_kernels.backends.triton.schedule import BLOCKS_TOGETHER, window_and_block
 from rsn2_kernels.plan import ALIGNMENT, Plan
-
-# Blocks of the batch that programs in flight together share: eight of 256 bf16 rows of 4096 features are 16 MiB, so
-# that the operand stays in a second-level cache of 50 MB while all windows pass over it.
-_BLOCKS_TOGETHER = 8
 
 
 class Tiling(NamedTuple):
@@ -88,7 +85,7 @@ def multiply(
             x, tiles, bias, y, plan.columns, plan.used, plan.first_chunk, plan.row_order,
             None if groups is None else groups.slot_row, None if groups is None else groups.block_task,
             slots, x.stride(0), batch, rows, windows, plan.windows // windows, blocks, without_task,
-            HEIGHT=plan.height, WIDTH=plan.width, BLOCK=sizes.block, DEPTH=sizes.depth, TOGETHER=_BLOCKS_TOGETHER,
+            HEIGHT=plan.height, WIDTH=plan.width, BLOCK=sizes.block, DEPTH=sizes.depth, TOGETHER=BLOCKS_TOGETHER,
             BIAS=bias is not None, GROUPED=groups is not None, ACTIVATION=activation, PRECISION=precision(x.dtype),
             num_warps=sizes.num_warps, num_stages=sizes.num_stages,
             # Left alone, ptxas stops at 64 registers for TF32 on compute capability 10.0, and spills.
@@ -110,13 +107,7 @@ def _multiply(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
     BIAS: tl.constexpr, GROUPED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # Windows from the fullest to the emptiest, each over TOGETHER blocks.
-    program = tl.program_id(0)
-    leading = program // (TOGETHER * windows) * TOGETHER
-    together = tl.minimum(blocks - leading, TOGETHER)
-    rest = program % (TOGETHER * windows)
-    block = leading + rest % together
-    window = rest // together
+    window, block = window_and_block(tl.program_id(0), windows, blocks, TOGETHER)
     SUM: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
 
     task = 0

@@ -12,16 +12,8 @@ from torch import Tensor
 from rsn2_kernels.backends.triton.bitmap import owned_position
 from rsn2_kernels.backends.triton.gemm import precision
 from rsn2_kernels.backends.triton.layout import Groups
+from rsn2_kernels.backends.triton.schedule import added, empty_parts, part_of
 from rsn2_kernels.plan import Plan
-
-# Programs that fill a large GPU twice (132 multiprocessors on an H200), and the least batch that is worth a part.
-_PROGRAMS = 264
-_SHORTEST_PART = 512
-
-
-def parts_of(chunks: int, batch: int) -> int:
-    """How many parts of the batch are summed apart, so that few chunks still fill the GPU."""
-    return max(1, min(_PROGRAMS // max(1, chunks), batch // _SHORTEST_PART))
 
 
 def most_registers(dtype: torch.dtype) -> int | None:
@@ -40,22 +32,19 @@ def sample(dy: Tensor, x: Tensor, nnz: int, plan: Plan, groups: Groups | None = 
         groups: which slots belong to which task.
     """
     rows, slots = dy.shape
-    parts = parts_of(plan.chunks, slots)
-    # Parts are added in the type the sums are taken in.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    dvalues = x.new_empty(parts, nnz, dtype=x.dtype if parts == 1 else wide)
+    dvalues = empty_parts(x, nnz, plan.chunks, slots)
     narrow = x.dtype.itemsize == 2
     if plan.chunks:
-        _sample[(plan.chunks, parts)](
+        _sample[(plan.chunks, dvalues.shape[0])](
             dy, x, dvalues, plan.columns, plan.bits, plan.starts, plan.order, plan.row_order, plan.chunk_window,
             None if groups is None else groups.first_slot,
-            slots, dy.stride(0), x.stride(0), rows, nnz, triton.cdiv(rows, plan.height), parts,
+            slots, dy.stride(0), x.stride(0), rows, nnz, triton.cdiv(rows, plan.height), dvalues.shape[0],
             HEIGHT=plan.height, WIDTH=plan.width, DEPTH=64 if narrow else 16, GROUPED=groups is not None,
             ORDERED=plan.order.shape[0] > 0, PRECISION=precision(x.dtype),
             num_warps=8 if plan.height * plan.width >= 64 * 128 else 4, num_stages=4 if narrow else 2,
             maxnreg=most_registers(x.dtype),
         )  # fmt: skip
-    return dvalues[0] if parts == 1 else dvalues.sum(0).to(x.dtype)
+    return added(dvalues, x.dtype)
 
 
 @triton.jit
@@ -82,9 +71,7 @@ def _sample(
         # Every task starts at a multiple of layout.ALIGNMENT.
         start = tl.multiple_of(tl.load(first_slot + task), 16)
         end = tl.multiple_of(tl.load(first_slot + task + 1), 16)
-    length = tl.cdiv(tl.cdiv(end - start, DEPTH), parts) * DEPTH
-    start += part * length
-    end = tl.minimum(end, start + length)
+    start, end = part_of(start, end, part, parts, DEPTH)
 
     k = tl.arange(0, DEPTH)
     left = dy + row.to(tl.int64)[:, None] * pitch_dy + k[None, :]

@@ -1,0 +1,149 @@
+"""CsrIndex: where the owned weights of one or several stacked matrices stand, and what is derived from that.
+
+By rows (CSR) for the forward product and the value gradients; by columns for the gradient of the input, built when a
+backward pass first asks for it; and whatever else a backend reads, made once and remembered.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+MAX_NNZ = 2**31 - 1
+
+Derived = TypeVar("Derived")
+
+
+class CsrIndex:
+    """Owned positions of matrices of one shape ``[rows, cols]``, stacked. Immutable.
+
+    Row r of matrix s is row ``s * rows + r`` of the stack, and likewise column c in the column order. The values of the
+    matrices follow each other in one tensor.
+
+    Attributes (read-only):
+        stacks: number of matrices.
+        shape: ``(rows, cols)`` of each.
+        nnz: owned positions of all of them.
+        crow: int32 ``[stacks * rows + 1]``; the values of row r are ``crow[r]`` to ``crow[r + 1]``.
+        col: int32 ``[nnz]``; the column of each value, ascending within a row, in ``[0, cols)``.
+    """
+
+    __slots__ = ("_by_column", "_col", "_crow", "_derived", "_shape", "_stacks")
+
+    def __init__(self, stacks: int, shape: tuple[int, int], crow: Tensor, col: Tensor):
+        self._stacks = stacks
+        self._shape = shape
+        self._crow = crow
+        self._col = col
+        self._by_column: tuple[Tensor, Tensor, Tensor] | None = None
+        self._derived: dict[Hashable, Any] = {}
+
+    @property
+    def stacks(self) -> int:
+        """Number of matrices."""
+        return self._stacks
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(rows, cols)`` of each matrix."""
+        return self._shape
+
+    @property
+    def nnz(self) -> int:
+        """Number of owned positions."""
+        return self._col.shape[0]
+
+    @property
+    def crow(self) -> Tensor:
+        """Row pointers, int32 ``[stacks * rows + 1]``."""
+        return self._crow
+
+    @property
+    def col(self) -> Tensor:
+        """Column of each value, int32 ``[nnz]``."""
+        return self._col
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index tensors live."""
+        return self._col.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index tensors that exist now: with the column order and the plans once they were built."""
+        tensors = {id(part): part for part in (self._crow, self._col, *(self._by_column or ()))}
+        for made in self._derived.values():
+            if isinstance(made, tuple):
+                tensors |= {id(part): part for part in made if isinstance(part, Tensor)}
+        return sum(part.nbytes for part in tensors.values())
+
+    def index(self, with_columns: bool) -> list[Tensor]:
+        """The index tensors an operator takes: ``[crow, col]``, with ``[crow_t, row_t, perm]`` behind if asked."""
+        return [self._crow, self._col, *(self.by_column() if with_columns else ())]
+
+    def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The transposed order, built on first use.
+
+        Returns:
+            crow_t: int32 ``[stacks * cols + 1]``; the weights of column c are ``crow_t[c]`` to ``crow_t[c + 1]``.
+            row_t: int32 ``[nnz]``; the row of each of them, in ``[0, rows)``, ascending within a column.
+            perm: int32 ``[nnz]``; where its value stands in the ``[nnz]`` values.
+        """
+        if self._by_column is None:
+            rows, cols = self._shape
+            row, column = row_of_each_value(self._crow, self._col), self._col
+            if self._stacks > 1:
+                # int64: there may be more than 2**31 columns in the stack.
+                column = (row // rows).to(torch.int64) * cols + column
+                row = row % rows
+            # Shapes below depend on nnz alone, never on data, so that torch.compile can trace a first backward pass.
+            sorted_column, perm = torch.sort(column, stable=True)
+            bounds = torch.arange(self._stacks * cols + 1, dtype=column.dtype, device=self.device)
+            crow_t = torch.searchsorted(sorted_column, bounds, out_int32=True)
+            by_column = (crow_t, row[perm], perm.to(torch.int32))
+            # An exporter runs this on tensors without data, which must not stay behind for real calls.
+            if type(crow_t) is not Tensor:
+                return by_column
+            self._by_column = by_column
+        return self._by_column
+
+    def derived(self, key: Hashable, build: Callable[[], Derived]) -> Derived:
+        """What ``build`` makes of this index, made once and remembered: what backends add to it."""
+        if key not in self._derived:
+            # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
+            with torch.inference_mode(False):
+                built = build()
+            # As in `by_column`.
+            if type(self._col) is not Tensor:
+                return built
+            self._derived[key] = built
+        found: Derived = self._derived[key]
+        return found
+
+    def remembers(self, key: Hashable) -> bool:
+        """Whether `derived` has made what is under ``key``."""
+        return key in self._derived
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What is copied or pickled: not what can be made again."""
+        names = (name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ()))
+        return None, {name: getattr(self, name) for name in names} | {"_derived": {}}
+
+
+def row_of_each_value(crow: Tensor, col: Tensor) -> Tensor:
+    """The row of each value, int32 ``[nnz]``, from the CSR pointers."""
+    rows = torch.arange(crow.shape[0] - 1, dtype=torch.int32, device=crow.device)
+    return torch.repeat_interleave(rows, crow.diff(), output_size=col.shape[0])
+
+
+def flat_positions(crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """Row-major position ``row * cols + col`` of each value, int64 ``[nnz]``."""
+    return row_of_each_value(crow, col).to(torch.int64) * cols + col
+
+
+def expand(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """The dense ``[rows, cols]`` weight of packed ``values`` ``[nnz]``."""
+    rows = crow.shape[0] - 1
+    dense = values.new_zeros(rows * cols)
+    return dense.index_put((flat_positions(crow, col, cols),), values).view(rows, cols)
