@@ -139,7 +139,8 @@ def row_of_each_value(crow: Tensor, col: Tensor) -> Tensor:
 
 def flat_positions(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     """Row-major position ``row * cols + col`` of each value, int64 ``[nnz]``."""
-    return row_of_each_value(crow, col).to(torch.int64) * cols + col
+    # In place: at 8 bytes per value, what is made on the way counts.
+    return row_of_each_value(crow, col).to(torch.int64).mul_(cols).add_(col)
 
 
 def expand(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:

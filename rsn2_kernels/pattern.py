@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from rsn2_kernels.backends import triton
+from rsn2_kernels.bits import columns_of_bits, ends_of_words, pack_bits
 from rsn2_kernels.csr import MAX_NNZ, CsrIndex, expand, flat_positions
 
 if TYPE_CHECKING:
@@ -36,13 +39,15 @@ class SparsePattern(CsrIndex):
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"mask: expected a non-empty bool tensor [rows, cols]. Got {got}.")
         rows, cols = mask.shape
-        counts = mask.sum(dim=1)
-        crow = torch.zeros(rows + 1, dtype=torch.int64, device=mask.device)
-        torch.cumsum(counts, 0, out=crow[1:])
-        if int(crow[-1]) > MAX_NNZ:
-            raise ValueError(f"mask: at most {MAX_NNZ} owned positions per layer. Got {int(crow[-1])}.")
-        col = mask.nonzero()[:, 1]
-        return cls((rows, cols), crow.to(torch.int32), col.to(torch.int32))
+        words = pack_bits(mask)
+        ends = ends_of_words(words)
+        # The one thing that the host waits for.
+        nnz = int(ends[-1, -1])
+        if nnz > MAX_NNZ:
+            raise ValueError(f"mask: at most {MAX_NNZ} owned positions per layer. Got {nnz}.")
+        crow = torch.zeros(rows + 1, dtype=torch.int32, device=mask.device)
+        crow[1:] = ends[:, -1]
+        return cls((rows, cols), crow, columns_of_bits(words, ends, nnz, cols))
 
     @property
     def density(self) -> float:
@@ -68,6 +73,8 @@ class SparsePattern(CsrIndex):
             raise ValueError(
                 f"dense: expected shape {self._shape} on {self.device}. Got {tuple(dense.shape)} on {dense.device}."
             )
+        if _has_kernels(dense):
+            return triton.gather(dense, self._crow, self._col)
         return dense.reshape(-1)[flat_positions(self._crow, self._col, self._shape[1])]
 
     def unpack(self, values: Tensor) -> Tensor:
@@ -80,7 +87,8 @@ class SparsePattern(CsrIndex):
             raise ValueError(
                 f"values: expected shape ({self.nnz},) on {self.device}. Got {tuple(values.shape)} on {values.device}."
             )
-        return expand(values, self._crow, self._col, self._shape[1])
+        run = triton.expand if _has_kernels(values) else expand
+        return run(values, self._crow, self._col, self._shape[1])
 
     def to(self, device: torch.device | str) -> "SparsePattern":
         """This pattern with its index tensors on another device."""
@@ -94,3 +102,16 @@ class SparsePattern(CsrIndex):
 
     def __repr__(self) -> str:
         return f"SparsePattern(shape={self._shape}, nnz={self.nnz}, density={self.density:.4f}, device='{self.device}')"
+
+
+def _has_kernels(operand: Tensor) -> bool:
+    """Whether a GPU packs with kernels of this package, which read the pattern once and need no memory beside it.
+
+    They know nothing of derivatives, of functions that are mapped and of graphs: torch operators do that work there.
+    """
+    if not operand.is_cuda or operand.requires_grad or torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(operand)
+    if transformed or forward_ad.unpack_dual(operand).tangent is not None:
+        return False
+    return triton.why_not(operand.device, operand.dtype) is None

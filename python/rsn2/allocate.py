@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rsn2.blocks import Granularity, Grid, check_granularity, nearest
+from rsn2.blocks import Granularity, Grid, check_granularity
 from rsn2.data import checked_batch, device_of, to_device
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
+from rsn2.selection import largest, nearest
 from rsn2.tasks import activated, check_converted, multitask_layers, per_task_modules
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
@@ -86,12 +87,15 @@ def allocate(
         saliencies = _saliencies(model, layers, task, loss, batches, criterion, seed)
         masks = _select(layers, saliencies, density, scope, blocks)
         undo.pop_all()
-    if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
+    chosen = _told({name: mask.count_nonzero() for name, mask in masks.items()})
+    telling = _told({name: (mask & (saliencies[name] > 0)).count_nonzero() for name, mask in masks.items()})
+    if empty := [name for name in masks if not chosen[name]]:
         fix = "" if blocks is None else f" Blocks smaller than {blocks} may fit its share."
         warnings.warn(
             f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}", stacklevel=2
         )
-    if silent := [name for name, mask in masks.items() if _silent(saliencies[name], mask)]:
+    # Less than a tenth of what was chosen has any saliency: the rest was chosen by position alone.
+    if silent := [name for name in masks if 10 * telling[name] < chosen[name]]:
         warnings.warn(
             f"task {task!r} owns almost only weights of saliency 0 in {silent}: the free weights carry no signal of "
             f"its data there, and it will hardly learn. Leave more weights free, or allocate it earlier.",
@@ -205,15 +209,17 @@ def _gradients(
         for number, batch in enumerate(batches):
             x, target = to_device(checked_batch(batch, f"batches[{number}]"), device)
             gradients = torch.autograd.grad(loss(model(x), target), list(candidates.values()), allow_unused=True)
+            finite = {}
             for name, gradient in zip(candidates, gradients, strict=True):
                 if gradient is None:
                     raise AllocationError(f"layer {name!r} takes no part in the loss of batch {number}.")
-                if not bool(torch.isfinite(gradient).all()):
-                    raise AllocationError(
-                        f"layer {name!r}: the gradient of batch {number} has NaN or infinite entries."
-                    )
+                finite[name] = torch.isfinite(gradient).all()
                 accumulated = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
                 total[name] = total[name] + accumulated if name in total else accumulated
+            if wrong := [name for name, all_finite in _told(finite).items() if not all_finite]:
+                raise AllocationError(
+                    f"layer {wrong[0]!r}: the gradient of batch {number} has NaN or infinite entries."
+                )
     if not total:
         raise AllocationError("batches: expected at least one (x, target) pair. Got none.")
     return total
@@ -247,13 +253,13 @@ def _select(
         return _select_blocks(layers, saliencies, free, density, scope, granularity)
     if scope == "layer" or not layers:
         return {
-            name: largest(saliencies[name], free[name], _count(density, {name: layer}, free, f"layer {name!r}"))
+            name: largest(saliencies[name], free[name], _count(density, {name: layer}, f"layer {name!r}"))
             for name, layer in layers.items()
         }
     device = next(iter(saliencies.values())).device
     flat = torch.cat([saliency.flatten().to(device, torch.float32) for saliency in saliencies.values()])
     flat_free = torch.cat([mask.flatten().to(device) for mask in free.values()])
-    chosen = largest(flat, flat_free, _count(density, layers, free, "the network"))
+    chosen = largest(flat, flat_free, _count(density, layers, "the network"))
     parts = chosen.split([mask.numel() for mask in free.values()])
     return {name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, parts, strict=True)}
 
@@ -272,7 +278,7 @@ def _select_blocks(
     for names in [list(layers)] if scope == "global" and layers else [[name] for name in layers]:
         ranked = {name: layers[name] for name in names}
         where = "the network" if scope == "global" else f"layer {names[0]!r}"
-        count = _count(density, ranked, free, where, max(grids[name].largest for name in names))
+        count = _count(density, ranked, where, max(grids[name].largest for name in names))
         device = free[names[0]].device
         scores = [grids[name].sums(saliencies[name].double().masked_fill(~free[name], 0)).to(device) for name in names]
         sizes = [grids[name].sums(free[name].long()).to(device) for name in names]
@@ -282,15 +288,13 @@ def _select_blocks(
     return masks
 
 
-def _count(
-    density: float, layers: dict[str, MultitaskLayer], free: dict[str, Tensor], where: str, largest_block: int = 1
-) -> int:
+def _count(density: float, layers: dict[str, MultitaskLayer], where: str, largest_block: int = 1) -> int:
     """round(density * positions) over ``layers``, less what the roundings of earlier tasks took from the last one.
 
     Blocks are assumed to be as large for the earlier tasks as for this one.
     """
     positions = sum(layer.owners.numel for layer in layers.values())
-    left = sum(int(free[name].sum()) for name in layers)
+    left = sum(layer.owners.numel - sum(map(layer.owners.count, layer.owners.tasks)) for layer in layers.values())
     wanted = round(density * positions)
     # In each layer an earlier task may have taken more than its share: up to half a position by rounding the count, and
     # up to half a block, whole positions, by rounding to blocks. This one's count may be half a position too large.
@@ -303,29 +307,13 @@ def _count(
     return min(wanted, left)
 
 
-def largest(saliency: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Mask of the ``count`` candidates with the largest saliency; ties go to the lower row-major position.
-
-    Args:
-        saliency: non-negative, any shape.
-        candidates: bool, same shape.
-        count: at most the number of candidates.
-
-    Returns:
-        Bool, same shape, exactly ``count`` True. It depends on the saliencies alone, not on device or thread count.
-    """
-    if count == 0:
-        return torch.zeros_like(candidates)
-    scores = saliency.masked_fill(~candidates, -1).flatten()
-    threshold = torch.topk(scores, count, sorted=False).values.min()
-    above = scores > threshold
-    ties = (scores == threshold).nonzero().squeeze(1)[: count - int(above.sum())]
-    return above.index_fill(0, ties, True).view(saliency.shape)
-
-
-def _silent(saliency: Tensor, mask: Tensor) -> bool:
-    """Whether less than a tenth of what was chosen has any saliency: the rest was chosen by position alone."""
-    return 10 * int((mask & (saliency > 0)).sum()) < int(mask.sum())
+def _told(scalars: dict[str, Tensor]) -> dict[str, int]:
+    """What integer or bool scalars are, which may be on several devices: the host waits once for all of them."""
+    if not scalars:
+        return {}
+    device = next(iter(scalars.values())).device
+    values = torch.stack([scalar.to(device) for scalar in scalars.values()]).tolist()
+    return dict(zip(scalars, values, strict=True))
 
 
 def _fan_in_scale(mask: Tensor) -> Tensor:

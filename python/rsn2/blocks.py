@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -102,26 +101,3 @@ def _sum_by_halves(values: Tensor, dim: int) -> Tensor:
         half.narrow(dim, 0, rest).add_(values.narrow(dim, size - rest, rest))
         values = half
     return values
-
-
-def nearest(scores: Tensor, sizes: Tensor, count: int) -> Tensor:
-    """The blocks to claim: the first of the ranking, as many as come nearest to ``count`` positions.
-
-    Blocks are taken by falling score, ties by rising number, until one more would take the sum of sizes further from
-    ``count`` than it is. At equal distance the block is taken. What is claimed differs from ``count`` by at most half
-    the size of a block, unless all blocks together are fewer.
-
-    Args:
-        scores: non-negative float64 ``[blocks]``.
-        sizes: int64 ``[blocks]``, the free positions of each; with 0, it makes no difference whether a block is taken.
-        count: at least 0.
-
-    Returns:
-        Bool ``[blocks]``. It depends on the arguments alone, not on device or thread count.
-    """
-    order = scores.sort(descending=True, stable=True).indices
-    ranked = sizes[order]
-    # One more comes no further from the count as long as the middle of its positions does not lie beyond the count.
-    ends = ranked.cumsum(0)
-    taken = 2 * ends - ranked <= 2 * count
-    return torch.zeros_like(taken).index_fill(0, order[taken], True)

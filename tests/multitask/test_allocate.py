@@ -10,8 +10,8 @@ from torch import nn
 
 import rsn2
 from networks import LOSS, allocated, assert_same, network, samples, snapshot
-from rsn2.allocate import largest
 from rsn2.nn import MultitaskConv2d, MultitaskLinear
+from rsn2.selection import largest
 
 
 @pytest.mark.parametrize(
