@@ -73,6 +73,8 @@ def available_backends() -> dict[str, bool | str]:
 
 def index(backend: str, weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
     """The index tensors that a backend reads: those of the weight, and its plans where the backend visits by plan."""
+    if backend == "cpu":
+        return cpu.index(weight, with_columns, geometry)
     tensors = weight.index(with_columns)
     return tensors + plans.plan_tensors(weight, geometry, with_columns) if backend == "triton" else tensors
 

@@ -44,15 +44,17 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
   STD_TORCH_CHECK(tensor.is_contiguous(), op, ": expected ", name, " to be contiguous");
 }
 
-// Returns nnz. crow must be a vector that starts at 0 and ends at the length of indices; both int32.
+// Returns nnz. crow must be an int32 vector that starts at 0 and ends at the length of indices, which are int32, or
+// int16 where `narrow` allows it.
 inline int64_t check_compressed(const char* op, const char* crow_name, const Tensor& crow, const char* index_name,
-                                const Tensor& index) {
+                                const Tensor& index, bool narrow = false) {
   check_tensor(op, crow_name, crow, 1);
   check_tensor(op, index_name, index, 1);
   const int64_t nnz = index.size(0);
   STD_TORCH_CHECK(crow.size(0) >= 1, op, ": expected at least one element in ", crow_name);
   check_vector(op, crow_name, crow, ScalarType::Int, crow.size(0));
-  check_vector(op, index_name, index, ScalarType::Int, nnz);
+  const bool is_narrow = narrow && index.scalar_type() == ScalarType::Short;
+  check_vector(op, index_name, index, is_narrow ? ScalarType::Short : ScalarType::Int, nnz);
   const int32_t* const begin = static_cast<const int32_t*>(crow.const_data_ptr());
   STD_TORCH_CHECK(begin[0] == 0 && begin[crow.size(0) - 1] == nnz, op, ": expected ", crow_name,
                   " to run from 0 to the length of ", index_name, " (", nnz, "), got ", begin[0], " to ",

@@ -63,15 +63,25 @@ cpu::ImagesView<S> images(const Tensor& t) {
   return {read<S>(t), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-cpu::Csr check_weight(const char* op, const Tensor& crow, const Tensor& col) {
-  const int64_t nnz = check_compressed(op, "crow", crow, "col", col);
-  return {crow.size(0) - 1, nnz, read<int32_t>(crow), read<int32_t>(col)};
+template <class I>
+cpu::Csr<I> csr(const Tensor& crow, const Tensor& col) {
+  return {crow.size(0) - 1, col.size(0), read<int32_t>(crow), read<I>(col)};
 }
 
-cpu::TransposedCsr check_transposed(const char* op, const Tensor& crow_t, const Tensor& row_t, const Tensor& perm) {
-  const int64_t nnz = check_compressed(op, "crow_t", crow_t, "row_t", row_t);
-  check_vector(op, "perm", perm, ScalarType::Int, nnz);
-  return {crow_t.size(0) - 1, nnz, read<int32_t>(crow_t), read<int32_t>(row_t), read<int32_t>(perm)};
+template <class I>
+cpu::TransposedCsr<I> transposed_csr(const Tensor& crow_t, const Tensor& row_t, const Tensor& perm) {
+  return {crow_t.size(0) - 1, row_t.size(0), read<int32_t>(crow_t), read<I>(row_t), read<int32_t>(perm)};
+}
+
+// Calls body with a value of the index type: int16 tensors hold the bits of unsigned 16-bit indices.
+template <class Body>
+void with_index(const Tensor& index, const Body& body) {
+  if (index.scalar_type() == ScalarType::Short) return body(uint16_t{});
+  return body(int32_t{});
+}
+
+void check_perm(const char* op, const Tensor& perm, const Tensor& row_t) {
+  check_vector(op, "perm", perm, ScalarType::Int, row_t.size(0));
 }
 
 void check_bias(const char* op, const std::optional<Tensor>& bias, ScalarType type, int64_t rows) {
@@ -81,26 +91,38 @@ void check_bias(const char* op, const std::optional<Tensor>& bias, ScalarType ty
 Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col) {
   const char* const op = "rsn2_cpu::linear";
   check_tensor(op, "x", x, 2);
-  const cpu::Csr weight = check_weight(op, crow, col);
-  check_vector(op, "values", values, x.scalar_type(), weight.nnz);
-  check_bias(op, bias, x.scalar_type(), weight.rows);
-  Tensor y = empty(x, {x.size(0), weight.rows});
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), rows = crow.size(0) - 1;
+  check_vector(op, "values", values, x.scalar_type(), nnz);
+  check_bias(op, bias, x.scalar_type(), rows);
+  Tensor y = empty(x, {x.size(0), rows});
   with_type(op, x.scalar_type(), [&](auto element) {
-    using S = decltype(element);
-    cpu::linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(bias), weight, write<S>(y));
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(bias), csr<decltype(index)>(crow, col),
+                     write<S>(y));
+    });
   });
   return y;
 }
 
-Tensor linear_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm) {
+Tensor linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, Tensor perm) {
   const char* const op = "rsn2_cpu::linear_dx";
   check_tensor(op, "dy", dy, 2);
-  const cpu::TransposedCsr weight = check_transposed(op, crow_t, row_t, perm);
-  check_vector(op, "values", values, dy.scalar_type(), weight.nnz);
-  Tensor dx = empty(dy, {dy.size(0), weight.cols});
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), cols = crow_t.size(0) - 1;
+  check_compressed(op, "crow_t", crow_t, "row_t", row_t, true);
+  check_size(op, "row_t", row_t, 0, nnz);
+  check_perm(op, perm, row_t);
+  check_size(op, "dy", dy, 1, crow.size(0) - 1);
+  check_vector(op, "values", values, dy.scalar_type(), nnz);
+  Tensor dx = empty(dy, {dy.size(0), cols});
   with_type(op, dy.scalar_type(), [&](auto element) {
-    using S = decltype(element);
-    cpu::linear_dx<S>(context(), matrix<S>(dy), read<S>(values), weight, write<S>(dx));
+    with_index(col, [&](auto col_index) {
+      with_index(row_t, [&](auto row_index) {
+        using S = decltype(element);
+        cpu::linear_dx<S>(context(), matrix<S>(dy), read<S>(values), csr<decltype(col_index)>(crow, col),
+                          transposed_csr<decltype(row_index)>(crow_t, row_t, perm), write<S>(dx));
+      });
+    });
   });
   return dx;
 }
@@ -109,14 +131,17 @@ Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) {
   const char* const op = "rsn2_cpu::linear_dvalues";
   check_tensor(op, "x", x, 2);
   check_tensor(op, "dy", dy, 2);
-  const cpu::Csr weight = check_weight(op, crow, col);
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
   check_type(op, "dy", dy, x.scalar_type());
   check_size(op, "dy", dy, 0, x.size(0));
-  check_size(op, "dy", dy, 1, weight.rows);
-  Tensor dvalues = empty(x, {weight.nnz});
+  check_size(op, "dy", dy, 1, crow.size(0) - 1);
+  Tensor dvalues = empty(x, {nnz});
   with_type(op, x.scalar_type(), [&](auto element) {
-    using S = decltype(element);
-    cpu::linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x), weight, write<S>(dvalues));
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x), csr<decltype(index)>(crow, col),
+                             write<S>(dvalues));
+    });
   });
   return dvalues;
 }
@@ -163,7 +188,8 @@ Tensor conv2d(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, 
               IntList stride, IntList padding, IntList dilation, int64_t groups) {
   const char* const op = "rsn2_cpu::conv2d";
   check_tensor(op, "x", x, 4);
-  const cpu::Csr weight = check_weight(op, crow, col);
+  check_compressed(op, "crow", crow, "col", col);
+  const auto weight = csr<int32_t>(crow, col);
   check_vector(op, "values", values, x.scalar_type(), weight.nnz);
   check_bias(op, bias, x.scalar_type(), weight.rows);
   const cpu::ConvShape shape =
@@ -182,7 +208,9 @@ Tensor conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor p
   const char* const op = "rsn2_cpu::conv2d_dx";
   check_tensor(op, "dy", dy, 4);
   check_pair(op, "input_size", input_size, 0);
-  const cpu::TransposedCsr weight = check_transposed(op, crow_t, row_t, perm);
+  check_compressed(op, "crow_t", crow_t, "row_t", row_t);
+  check_perm(op, perm, row_t);
+  const auto weight = transposed_csr<int32_t>(crow_t, row_t, perm);
   check_vector(op, "values", values, dy.scalar_type(), weight.nnz);
   const cpu::ConvShape shape =
       check_conv(op, {kernel_size, stride, padding, dilation, groups}, input_size[0], input_size[1], dy.size(1));
@@ -203,7 +231,8 @@ Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kern
   const char* const op = "rsn2_cpu::conv2d_dvalues";
   check_tensor(op, "x", x, 4);
   check_tensor(op, "dy", dy, 4);
-  const cpu::Csr weight = check_weight(op, crow, col);
+  check_compressed(op, "crow", crow, "col", col);
+  const auto weight = csr<int32_t>(crow, col);
   check_type(op, "dy", dy, x.scalar_type());
   const cpu::ConvShape shape =
       check_conv(op, {kernel_size, stride, padding, dilation, groups}, x.size(2), x.size(3), weight.rows);
@@ -225,7 +254,8 @@ Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kern
 
 STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col) -> Tensor");
-  m.def("linear_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm) -> Tensor");
+  m.def("linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
+        "Tensor perm) -> Tensor");
   m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) -> Tensor");
   m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV

@@ -44,7 +44,7 @@ void check_offsets(int64_t panel_elements) {
 
 // Offset of every weight into a panel of x, in CSR order.
 template <class T>
-Buffer<int32_t> input_offsets(const Context& context, const Csr& weight, const ConvShape& shape, const Layout& layout,
+Buffer<int32_t> input_offsets(const Context& context, const Csr<int32_t>& weight, const ConvShape& shape, const Layout& layout,
                               int64_t channels, int64_t plane) {
   const int64_t channels_per_group = channels / shape.groups, kernel = layout.kernel();
   Buffer<int32_t> of_col(channels_per_group * kernel), offsets(weight.nnz);
@@ -71,7 +71,7 @@ struct TransposedRows {
   Buffer<int32_t> begin, index;
   Buffer<T> values;
 
-  TransposedRows(const Context& context, const S* source, const TransposedCsr& weight, int64_t weight_rows,
+  TransposedRows(const Context& context, const S* source, const TransposedCsr<int32_t>& weight, int64_t weight_rows,
                  int64_t groups, const Layout& layout, int64_t plane, int64_t lead)
       : begin(weight.cols / layout.kernel() * groups * layout.phases() + 1), index(weight.nnz), values(weight.nnz) {
     const int64_t kernel = layout.kernel(), phases = layout.phases(), channels = weight.cols / kernel;
@@ -106,25 +106,25 @@ struct TransposedRows {
 }  // namespace
 
 template <class S>
-void conv2d(const Context& context, const ImagesView<S>& x, const S* values, const S* bias, const Csr& weight,
+void conv2d(const Context& context, const ImagesView<S>& x, const S* values, const S* bias, const Csr<int32_t>& weight,
             const ConvShape& shape, S* y) {
   using T = AccumulatorOf<S>;
   const Layout layout(shape);
   const int64_t height = layout.vertical.output, width = layout.horizontal.output;
   const Tiling tiling = layout.tiling(x.batch, height, x.channels * layout.phases(), kPanelElements<T>);
-  const GridSource<S> source(x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
+  const GridSource<S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
   check_offsets(source.panel_elements());
   const Buffer<int32_t> offsets = input_offsets<T>(context, weight, shape, layout, x.channels, source.plane());
   const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
-  const SparseRows<T> rows{weight.rows, weight.nnz, weight.crow, offsets.data(), wide_values.data(), wide_bias.data()};
-  multiply<T>(context, rows, source,
-              GridSink<S>(y, 1, weight.rows, height, width, PhasedAxis::whole(height), PhasedAxis::whole(width),
+  const SparseRows<T, int32_t> rows{weight.rows, weight.nnz, weight.crow, offsets.data(), wide_values.data(), wide_bias.data()};
+  multiply(context, rows, source,
+              GridSink<S>(context.kernels, y, 1, weight.rows, height, width, PhasedAxis::whole(height), PhasedAxis::whole(width),
                           tiling));
 }
 
 template <class S>
-void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values, const TransposedCsr& weight,
+void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values, const TransposedCsr<int32_t>& weight,
                const ConvShape& shape, S* dx) {
   using T = AccumulatorOf<S>;
   const Layout layout(shape);
@@ -134,41 +134,41 @@ void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values,
     std::fill_n(dx, dy.batch * shape.groups * channels_per_group * height * width, S{});
   }
   const Tiling tiling = layout.tiling(dy.batch, layout.vertical.cells, dy.channels, kPanelElements<T>);
-  const GridSource<S> source(dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling,
+  const GridSource<S> source(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling,
                              layout.margin_before());
   check_offsets(source.panel_elements());
   const TransposedRows<S> transposed(context, values, weight, dy.channels, shape.groups, layout, source.plane(),
                                      source.lead());
-  const SparseRows<T> rows{shape.groups * channels_per_group * layout.phases(), weight.nnz, transposed.begin.data(),
+  const SparseRows<T, int32_t> rows{shape.groups * channels_per_group * layout.phases(), weight.nnz, transposed.begin.data(),
                            transposed.index.data(), transposed.values.data(), nullptr};
-  multiply<T>(context, rows, source,
-              GridSink<S>(dx, shape.groups, channels_per_group, height, width, layout.vertical.input,
+  multiply(context, rows, source,
+              GridSink<S>(context.kernels, dx, shape.groups, channels_per_group, height, width, layout.vertical.input,
                           layout.horizontal.input, tiling));
 }
 
 template <class S>
-void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const ImagesView<S>& x, const Csr& weight,
+void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const ImagesView<S>& x, const Csr<int32_t>& weight,
                     const ConvShape& shape, S* dvalues) {
   using T = AccumulatorOf<S>;
   const Layout layout(shape);
   // Both operands' panels share the cache.
   const Tiling tiling =
       layout.tiling(x.batch, layout.vertical.output, x.channels * layout.phases() + dy.channels, kPanelElements<T>);
-  const GridSource<S> source(x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
-  const GridSource<S> gradient(dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling, Margin{});
+  const GridSource<S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
+  const GridSource<S> gradient(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling, Margin{});
   check_offsets(source.panel_elements());
   const Buffer<int32_t> offsets = input_offsets<T>(context, weight, shape, layout, x.channels, source.plane());
-  const SparseRows<T> pattern{weight.rows, weight.nnz, weight.crow, offsets.data(), nullptr, nullptr};
+  const SparseRows<T, int32_t> pattern{weight.rows, weight.nnz, weight.crow, offsets.data(), nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
-  sample<T>(context, pattern, gradient, source, sums.data());
+  sample(context, pattern, gradient, source, sums.data());
   sums.finish(context.parallel);
 }
 
 #define RSN2_INSTANTIATE(S)                                                                                         \
-  template void conv2d(const Context&, const ImagesView<S>&, const S*, const S*, const Csr&, const ConvShape&, S*);  \
-  template void conv2d_dx(const Context&, const ImagesView<S>&, const S*, const TransposedCsr&, const ConvShape&,    \
+  template void conv2d(const Context&, const ImagesView<S>&, const S*, const S*, const Csr<int32_t>&, const ConvShape&, S*);  \
+  template void conv2d_dx(const Context&, const ImagesView<S>&, const S*, const TransposedCsr<int32_t>&, const ConvShape&,    \
                           S*);                                                                                      \
-  template void conv2d_dvalues(const Context&, const ImagesView<S>&, const ImagesView<S>&, const Csr&,               \
+  template void conv2d_dvalues(const Context&, const ImagesView<S>&, const ImagesView<S>&, const Csr<int32_t>&,               \
                                const ConvShape&, S*);
 RSN2_INSTANTIATE(float)
 RSN2_INSTANTIATE(double)

@@ -18,17 +18,17 @@ struct ConvShape {
 
 // y [batch, rows, output height, output width] contiguous; bias [rows] or null.
 template <class S>
-void conv2d(const Context& context, const ImagesView<S>& x, const S* values, const S* bias, const Csr& weight,
+void conv2d(const Context& context, const ImagesView<S>& x, const S* values, const S* bias, const Csr<int32_t>& weight,
             const ConvShape& shape, S* y);
 
 // dx [batch, channels, input height, input width] contiguous.
 template <class S>
-void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values, const TransposedCsr& weight,
+void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values, const TransposedCsr<int32_t>& weight,
                const ConvShape& shape, S* dx);
 
 // dvalues [nnz].
 template <class S>
-void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const ImagesView<S>& x, const Csr& weight,
+void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const ImagesView<S>& x, const Csr<int32_t>& weight,
                     const ConvShape& shape, S* dvalues);
 
 }  // namespace rsn2::cpu

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "buffer.h"
 #include "conv_geometry.h"
 #include "panel.h"
+#include "product.h"
 #include "scalar.h"
 
 namespace rsn2::cpu {
@@ -30,9 +32,10 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
  public:
   using T = AccumulatorOf<S>;
 
-  GridSource(const ImagesView<S>& images, const PhasedAxis& vertical, const PhasedAxis& horizontal,
+  GridSource(const Microkernels& kernels, const ImagesView<S>& images, const PhasedAxis& vertical, const PhasedAxis& horizontal,
              const Tiling& tiling, const Margin& margin)
-      : images_(images), vertical_(vertical), horizontal_(horizontal), tiling_(tiling), margin_(margin) {
+      : kernels_(layout_kernels(kernels, T{})), images_(images), vertical_(vertical), horizontal_(horizontal),
+        tiling_(tiling), margin_(margin) {
     int64_t largest = 0;
     for (int64_t panel = 0; panel < tiling.count(); ++panel) largest = std::max(largest, shape_width(panel));
     // An odd number of cache lines between planes: a power of two would map all channels to the same cache sets.
@@ -51,23 +54,10 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
   int64_t lead() const { return margin_.lines_before * tiling_.width + margin_.cells_before; }
 
   void pack(int64_t panel, int64_t begin, int64_t end, T* data) const override {
-    const Tile tile = tiling_.tile(panel);
-    std::fill(data + begin * plane_, data + end * plane_, T{0});
-    Plane planes[kPackFeatures];
-    for (int64_t f = begin; f < end; ++f) planes[f - begin] = plane_of(f, tile.image, data);
-    // Features innermost: for a channels-last tensor the neighbouring channels share cache lines.
-    for (int64_t image = 0; image < tile.images; ++image) {
-      for (int64_t line = tile.line - margin_.lines_before; line < tile.line + tile.lines + margin_.lines_after;
-           ++line) {
-        const int64_t source = image * images_.batch_stride + line * vertical_.stride * images_.height_stride;
-        const int64_t target = (image * tiling_.height + line - tile.line) * tiling_.width;
-        for (int64_t i = 0; i < end - begin; ++i) {
-          const Plane& p = planes[i];
-          if (line < p.first_line || line > p.last_line) continue;
-          widen_run(images_.data + p.source + source, horizontal_.stride * images_.width_stride, p.cells,
-                    p.target + target);
-        }
-      }
+    // Features of one phase have the same runs, channels apart.
+    for (int64_t phase = 0; phase < phases(); ++phase) {
+      const int64_t first = begin + (phase - begin % phases() + phases()) % phases();
+      if (first < end) pack_phase(tiling_.tile(panel), phase, first, end, data);
     }
   }
 
@@ -77,25 +67,62 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
     return round_up(tiling_.positions(tiling_.tile(panel)), kLineElements<T>);
   }
 
-  // Where a feature's lines come from and go to: line 0 of the tile's first image.
-  struct Plane {
-    int64_t first_line, last_line;
-    int64_t cells;
-    int64_t source;  // offset in the tensor
-    T* target;
-  };
-
-  Plane plane_of(int64_t feature, int64_t image, T* data) const {
-    const Phase& v = vertical_.phases[feature / horizontal_.count() % vertical_.count()];
-    const Phase& h = horizontal_.phases[feature % horizontal_.count()];
+  // Every phases()-th feature from `first` on: lines of cells, and zeros wherever a tap reaches beside them.
+  void pack_phase(const Tile& tile, int64_t phase, int64_t first, int64_t end, T* data) const {
+    const Phase& v = vertical_.phases[phase / horizontal_.count()];
+    const Phase& h = horizontal_.phases[phase % horizontal_.count()];
     const int64_t cells = std::max<int64_t>(h.last - h.first + 1, 0);
+    const int64_t begin_line = std::max(tile.line - margin_.lines_before, v.first);
+    const int64_t end_line = cells ? std::min(tile.line + tile.lines + margin_.lines_after, v.last + 1) : begin_line;
     const int64_t x = h.first * horizontal_.stride + h.origin;
-    return {v.first, v.last, cells,
-            image * images_.batch_stride + feature / phases() * images_.channel_stride +
-                v.origin * images_.height_stride + x * images_.width_stride,
-            data + feature * plane_ + lead() + h.first};
+
+    Run runs[kRuns];
+    int64_t count = 1, packed = 0;
+    runs[0] = {0, 0, 0, 0};
+    // The zeros behind a run reach to the next one.
+    const auto append = [&](const Run& run) {
+      runs[count - 1].zeros = run.target - packed;
+      if (count == kRuns) {
+        copy(runs, count, first, end, data);
+        count = 0;
+      }
+      runs[count++] = run;
+      packed = run.target + run.cells;
+    };
+    for (int64_t image = 0; image < tile.images; ++image) {
+      for (int64_t line = begin_line; line < end_line; ++line) {
+        const int64_t y = line * vertical_.stride + v.origin;
+        append({(tile.image + image) * images_.batch_stride + y * images_.height_stride + x * images_.width_stride,
+                lead() + (image * tiling_.height + line - tile.line) * tiling_.width + h.first, cells, 0});
+      }
+    }
+    append({0, plane_, 0, 0});
+    copy(runs, count, first, end, data);
   }
 
+  void copy(const Run* runs, int64_t count, int64_t first, int64_t end, T* data) const {
+    const int64_t stride = horizontal_.stride * images_.width_stride;
+    if constexpr (std::is_same_v<S, T>) {
+      if (stride == 1) {
+        for (int64_t f = first; f < end; f += phases()) {
+          kernels_.copy_runs({images_.data + f / phases() * images_.channel_stride, data + f * plane_, runs, count});
+        }
+        return;
+      }
+    }
+    // Features innermost: for a channels-last tensor the neighbouring channels share cache lines.
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t f = first; f < end; f += phases()) {
+        T* const target = data + f * plane_ + runs[i].target;
+        widen_run(images_.data + f / phases() * images_.channel_stride + runs[i].source, stride, runs[i].cells, target);
+        std::fill_n(target + runs[i].cells, runs[i].zeros, T{0});
+      }
+    }
+  }
+
+  static constexpr int64_t kRuns = 64;  // copied at a time: as many cache lines as a core can wait for and more
+
+  const LayoutKernels<T>& kernels_;
   ImagesView<S> images_;
   PhasedAxis vertical_, horizontal_;
   Tiling tiling_;
@@ -110,51 +137,66 @@ class GridSink final : public PanelSink<AccumulatorOf<S>> {
   using T = AccumulatorOf<S>;
 
   // images: contiguous [batch, groups * channels_per_group, height, width].
-  GridSink(S* images, int64_t groups, int64_t channels_per_group, int64_t height, int64_t width,
+  GridSink(const Microkernels& kernels, S* images, int64_t groups, int64_t channels_per_group, int64_t height, int64_t width,
            const PhasedAxis& vertical, const PhasedAxis& horizontal, const Tiling& tiling)
-      : images_(images), groups_(groups), channels_per_group_(channels_per_group), height_(height), width_(width),
+      : kernels_(layout_kernels(kernels, T{})), images_(images), groups_(groups), channels_per_group_(channels_per_group), height_(height), width_(width),
         vertical_(vertical), horizontal_(horizontal), tiling_(tiling) {}
 
   void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,
              int64_t stride) const override {
     const Tile tile = tiling_.tile(panel);
-    Segment segments[kWidthBlock];
-    int64_t count = 0;
-    for (int64_t q = q_begin; q < std::min(q_end, tiling_.positions(tile)); q += segments[count++].cells) {
-      const int64_t line = q / tiling_.width, cell = q % tiling_.width;
-      const int64_t image = tile.images > 1 ? line / tiling_.height : 0;
-      segments[count] = {q - q_begin, tile.image + image, tile.line + line - image * tiling_.height, cell,
-                         std::min(tiling_.width - cell, q_end - q)};
+    const int64_t phases = vertical_.count() * horizontal_.count();
+    Run runs[kWidthBlock];
+    // Rows of one phase have the same runs, channels apart.
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t first = row_begin + (phase - row_begin % phases + phases) % phases;
+      if (first >= row_end) continue;
+      const int64_t count = runs_of(tile, phase, q_begin, std::min(q_end, tiling_.positions(tile)), runs);
+      for (int64_t r = first; r < row_end; r += phases) {
+        copy(rows + (r - row_begin) * stride, channel_of(r / phases), runs, count);
+      }
     }
-    for (int64_t r = row_begin; r < row_end; ++r) store_row(segments, count, r, rows + (r - row_begin) * stride);
   }
 
  private:
-  // A run of positions within one line.
-  struct Segment {
-    int64_t q;  // in the block
-    int64_t image, line;
-    int64_t first_cell, cells;
-  };
+  // What is output of the positions [q, q_end), one run per line.
+  int64_t runs_of(const Tile& tile, int64_t phase, int64_t q_begin, int64_t q_end, Run* runs) const {
+    const Phase& v = vertical_.phases[phase / horizontal_.count()];
+    const Phase& h = horizontal_.phases[phase % horizontal_.count()];
+    int64_t count = 0;
+    for (int64_t q = q_begin; q < q_end;) {
+      const int64_t line = q / tiling_.width, cell = q % tiling_.width;
+      const int64_t image = tile.images > 1 ? line / tiling_.height : 0;
+      const int64_t v_cell = tile.line + line - image * tiling_.height;
+      const int64_t cells = std::min(tiling_.width - cell, q_end - q);
+      const int64_t first = std::max(cell, h.first), last = std::min(cell + cells - 1, h.last);
+      if (v_cell >= v.first && v_cell <= v.last && first <= last) {
+        const int64_t y = v_cell * vertical_.stride + v.origin, x = first * horizontal_.stride + h.origin;
+        runs[count++] = {q - q_begin + first - cell,
+                         (tile.image + image) * groups_ * channels_per_group_ * height_ * width_ + y * width_ + x,
+                         last - first + 1, 0};
+      }
+      q += cells;
+    }
+    return count;
+  }
 
-  void store_row(const Segment* segments, int64_t count, int64_t row, const T* source) const {
-    const int64_t phases = vertical_.count() * horizontal_.count();
-    const Phase& v = vertical_.phases[row % phases / horizontal_.count()];
-    const Phase& h = horizontal_.phases[row % horizontal_.count()];
-    const int64_t channel = row / phases % groups_ * channels_per_group_ + row / phases / groups_;
-    const int64_t image_stride = groups_ * channels_per_group_ * height_ * width_;
+  int64_t channel_of(int64_t row) const { return row % groups_ * channels_per_group_ + row / groups_; }
+
+  void copy(const T* source, int64_t channel, const Run* runs, int64_t count) const {
     S* const target = images_ + channel * height_ * width_;
+    if constexpr (std::is_same_v<S, T>) {
+      if (horizontal_.stride == 1) {
+        kernels_.copy_runs({source, target, runs, count});
+        return;
+      }
+    }
     for (int64_t i = 0; i < count; ++i) {
-      const Segment& s = segments[i];
-      const int64_t first = std::max(s.first_cell, h.first);
-      const int64_t last = std::min(s.first_cell + s.cells - 1, h.last);
-      if (s.line < v.first || s.line > v.last || last < first) continue;
-      const int64_t y = s.line * vertical_.stride + v.origin, x = first * horizontal_.stride + h.origin;
-      narrow_run(source + s.q + first - s.first_cell, last - first + 1,
-                 target + s.image * image_stride + y * width_ + x, horizontal_.stride);
+      narrow_run(source + runs[i].source, runs[i].cells, target + runs[i].target, horizontal_.stride);
     }
   }
 
+  const LayoutKernels<T>& kernels_;
   S* images_;
   int64_t groups_, channels_per_group_, height_, width_;
   PhasedAxis vertical_, horizontal_;

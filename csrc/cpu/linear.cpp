@@ -1,7 +1,6 @@
 #include "linear.h"
 
 #include "buffer.h"
-#include "transpose.h"
 #include "values.h"
 
 namespace rsn2::cpu {
@@ -23,7 +22,8 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
  public:
   using T = AccumulatorOf<S>;
 
-  BatchSource(const MatrixView<S>& x, int64_t width) : x_(x), width_(width) {}
+  BatchSource(const Microkernels& kernels, const MatrixView<S>& x, int64_t width)
+      : kernels_(layout_kernels(kernels, T{})), x_(x), width_(width) {}
 
   int64_t panels() const override { return ceil_div(x_.batch, width_); }
   int64_t features() const override { return x_.features; }
@@ -38,7 +38,9 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
     const int64_t batch = count(panel), width = padded(batch);
     const S* const source = x_.data + panel * width_ * x_.batch_stride;
     for (int64_t f = begin; f < end; ++f) std::fill(data + f * width + batch, data + (f + 1) * width, T{0});
-    if (x_.batch_stride == 1) {
+    if (width == 1) {
+      widen_run(source + begin * x_.feature_stride, x_.feature_stride, end - begin, data + begin);
+    } else if (x_.batch_stride == 1) {
       for (int64_t f = begin; f < end; ++f) widen_run(source + f * x_.feature_stride, 1, batch, data + f * width);
     } else {
       for (int64_t f = begin; f < end; f += kTile) {
@@ -51,13 +53,14 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
   }
 
  private:
-  static int64_t padded(int64_t batch) { return round_up(batch, kLineElements<T>); }
+  // One batch element needs no panel: its features are one vector.
+  static int64_t padded(int64_t batch) { return batch == 1 ? 1 : round_up(batch, kLineElements<T>); }
   int64_t count(int64_t panel) const { return std::min(width_, x_.batch - panel * width_); }
 
   void pack_tile(const S* source, int64_t batch, int64_t features, T* target, int64_t width) const {
     if constexpr (std::is_same_v<S, T>) {
       if (x_.feature_stride == 1) {
-        transpose(source, x_.batch_stride, batch, features, target, width);
+        kernels_.transpose({source, x_.batch_stride, batch, features, target, width});
         return;
       }
     }
@@ -65,9 +68,10 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
     for (int64_t b = 0; b < batch; ++b) {
       widen_run(source + b * x_.batch_stride, x_.feature_stride, features, tile + b * features);
     }
-    transpose(tile, features, batch, features, target, width);
+    kernels_.transpose({tile, features, batch, features, target, width});
   }
 
+  const LayoutKernels<T>& kernels_;
   MatrixView<S> x_;
   int64_t width_;
 };
@@ -78,7 +82,8 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
  public:
   using T = AccumulatorOf<S>;
 
-  BatchSink(S* y, int64_t batch, int64_t rows, int64_t width) : y_(y), batch_(batch), rows_(rows), width_(width) {}
+  BatchSink(const Microkernels& kernels, S* y, int64_t batch, int64_t rows, int64_t width)
+      : kernels_(layout_kernels(kernels, T{})), y_(y), batch_(batch), rows_(rows), width_(width) {}
 
   void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,
              int64_t stride) const override {
@@ -95,60 +100,79 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
  private:
   void store_tile(const T* source, int64_t stride, int64_t rows, int64_t batch, S* target) const {
     if constexpr (std::is_same_v<S, T>) {
-      transpose(source, stride, rows, batch, target, rows_);
+      kernels_.transpose({source, stride, rows, batch, target, rows_});
     } else {
       T tile[kTile * kTile];
-      transpose(source, stride, rows, batch, tile, rows);
+      kernels_.transpose({source, stride, rows, batch, tile, rows});
       for (int64_t b = 0; b < batch; ++b) narrow_run(tile + b * rows, rows, target + b * rows_, 1);
     }
   }
 
+  const LayoutKernels<T>& kernels_;
   S* y_;
   int64_t batch_, rows_, width_;
 };
 
 }  // namespace
 
-template <class S>
-void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr& weight, S* y) {
+template <class S, class I>
+void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr<I>& weight, S* y) {
   using T = AccumulatorOf<S>;
   const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
-  const SparseRows<T> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), wide_bias.data()};
-  multiply<T>(context, rows, BatchSource<S>(x, kMultiplyWidth<T>),
-              BatchSink<S>(y, x.batch, weight.rows, kMultiplyWidth<T>));
+  const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), wide_bias.data()};
+  multiply(context, rows, BatchSource<S>(context.kernels, x, kMultiplyWidth<T>),
+              BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<T>));
 }
 
-template <class S>
-void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const TransposedCsr& weight, S* dx) {
+template <class S, class I, class J>
+void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const Csr<I>& weight,
+               const TransposedCsr<J>& transposed, S* dx) {
   using T = AccumulatorOf<S>;
-  const Buffer<T> transposed(weight.nnz);
+  const BatchSource<S> source(context.kernels, dy, kMultiplyWidth<T>);
+  const BatchSink<S> sink(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<T>);
+  // The values in column order come from all over memory, which a small batch does not make up for.
+  if (dy.batch <= kLineElements<T>) {
+    const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
+    const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), nullptr};
+    multiply_transposed(context, rows, transposed.cols, source, sink);
+    return;
+  }
+  const Buffer<T> in_columns(weight.nnz);
   for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) transposed.data()[k] = widen(values[weight.perm[k]]);
+    for (int64_t k = begin; k < end; ++k) in_columns.data()[k] = widen(values[transposed.perm[k]]);
   });
-  const SparseRows<T> rows{weight.cols, weight.nnz, weight.crow, weight.row, transposed.data(), nullptr};
-  multiply<T>(context, rows, BatchSource<S>(dy, kMultiplyWidth<T>),
-              BatchSink<S>(dx, dy.batch, weight.cols, kMultiplyWidth<T>));
+  const SparseRows<T, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row, in_columns.data(),
+                                 nullptr};
+  multiply(context, columns, source, sink);
 }
 
-template <class S>
-void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr& weight,
+template <class S, class I>
+void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr<I>& weight,
                     S* dvalues) {
   using T = AccumulatorOf<S>;
-  const SparseRows<T> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
+  const SparseRows<T, I> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
-  sample<T>(context, pattern, BatchSource<S>(dy, kSampleWidth<T>), BatchSource<S>(x, kSampleWidth<T>), sums.data());
+  sample(context, pattern, BatchSource<S>(context.kernels, dy, kSampleWidth<T>),
+         BatchSource<S>(context.kernels, x, kSampleWidth<T>), sums.data());
   sums.finish(context.parallel);
 }
 
-#define RSN2_INSTANTIATE(S)                                                                                         \
-  template void linear(const Context&, const MatrixView<S>&, const S*, const S*, const Csr&, S*);                  \
-  template void linear_dx(const Context&, const MatrixView<S>&, const S*, const TransposedCsr&, S*);               \
-  template void linear_dvalues(const Context&, const MatrixView<S>&, const MatrixView<S>&, const Csr&, S*);
-RSN2_INSTANTIATE(float)
-RSN2_INSTANTIATE(double)
-RSN2_INSTANTIATE(Half)
-RSN2_INSTANTIATE(BFloat16)
+#define RSN2_INSTANTIATE(S, I)                                                                                        \
+  template void linear(const Context&, const MatrixView<S>&, const S*, const S*, const Csr<I>&, S*);                \
+  template void linear_dx(const Context&, const MatrixView<S>&, const S*, const Csr<I>&,                              \
+                          const TransposedCsr<int32_t>&, S*);                                                        \
+  template void linear_dx(const Context&, const MatrixView<S>&, const S*, const Csr<I>&,                              \
+                          const TransposedCsr<uint16_t>&, S*);                                                       \
+  template void linear_dvalues(const Context&, const MatrixView<S>&, const MatrixView<S>&, const Csr<I>&, S*);
+#define RSN2_INSTANTIATE_BOTH(S)  \
+  RSN2_INSTANTIATE(S, int32_t)    \
+  RSN2_INSTANTIATE(S, uint16_t)
+RSN2_INSTANTIATE_BOTH(float)
+RSN2_INSTANTIATE_BOTH(double)
+RSN2_INSTANTIATE_BOTH(Half)
+RSN2_INSTANTIATE_BOTH(BFloat16)
+#undef RSN2_INSTANTIATE_BOTH
 #undef RSN2_INSTANTIATE
 
 }  // namespace rsn2::cpu

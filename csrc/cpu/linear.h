@@ -1,4 +1,5 @@
-// The three products of a sparse linear layer. S is float, double, Half or BFloat16.
+// The three products of a sparse linear layer. S is float, double, Half or BFloat16, I and J are
+// int32_t or uint16_t.
 #pragma once
 
 #include "product.h"
@@ -17,16 +18,17 @@ struct MatrixView {
 };
 
 // y [batch, rows] contiguous; bias [rows] or null.
-template <class S>
-void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr& weight, S* y);
+template <class S, class I>
+void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr<I>& weight, S* y);
 
-// dx [batch, cols] contiguous.
-template <class S>
-void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const TransposedCsr& weight, S* dx);
+// dx [batch, cols] contiguous. The weight is given in both orders.
+template <class S, class I, class J>
+void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const Csr<I>& weight,
+               const TransposedCsr<J>& transposed, S* dx);
 
 // dvalues [nnz].
-template <class S>
-void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr& weight,
+template <class S, class I>
+void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr<I>& weight,
                     S* dvalues);
 
 }  // namespace rsn2::cpu

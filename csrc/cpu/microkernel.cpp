@@ -26,39 +26,110 @@ inline void store(T* target, typename Lanes<T>::Vector value) {
   *reinterpret_cast<typename Lanes<T>::Unaligned*>(target) = value;
 }
 
-// All rows at kVectors registers of positions starting at q: the panel's part stays in cache while the rows pass.
-// Out of line, with what the inner loop needs in locals: otherwise gcc spills the loop's pointers.
+// a * b + c, rounded as the compiler rounds it for vectors: once where there is an instruction for it. Told to choose,
+// it would split the multiplications of a loop from the additions.
+#if defined(__FMA__) || defined(__aarch64__)
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <class T>
+inline T multiply_add(T a, T b, T c) {
+  return a * b + c;
+}
+#endif
+
+// One row of a product on kVectors registers of positions, or with kVectors = 0 on one position.
 template <class T, int kVectors>
-__attribute__((noinline)) void multiply_block(const Product<T>& p, int64_t q) {
-  const T* const panel = p.panel + q;
-  const int64_t scale = p.index_scale;
-  for (int64_t r = p.row_begin; r < p.row_end; ++r) {
-    typename Lanes<T>::Vector sum[kVectors];
-    const T start = p.bias ? p.bias[r] : T{0};
-    for (int i = 0; i < kVectors; ++i) sum[i] = typename Lanes<T>::Vector{} + start;
-    const T* value = p.values + p.begin[r];
-    const T* const last = p.values + p.begin[r + 1];
-    const int32_t* index = p.index + p.begin[r];
-    for (; value != last; ++value, ++index) {
-      const T* const feature = panel + *index * scale;
-      for (int i = 0; i < kVectors; ++i) sum[i] += *value * load(feature + i * kLanes<T>);
-    }
-    T* const out = p.out + (r - p.row_begin) * p.out_stride + q;
+struct Sums {
+  typename Lanes<T>::Vector sum[kVectors];
+
+  inline __attribute__((always_inline)) void start(T value) {
+    for (int i = 0; i < kVectors; ++i) sum[i] = typename Lanes<T>::Vector{} + value;
+  }
+  inline __attribute__((always_inline)) void add(T value, const T* feature) {
+    for (int i = 0; i < kVectors; ++i) sum[i] += value * load(feature + i * kLanes<T>);
+  }
+  inline __attribute__((always_inline)) void finish(T* out) const {
     for (int i = 0; i < kVectors; ++i) store(out + i * kLanes<T>, sum[i]);
+  }
+};
+template <class T>
+struct Sums<T, 0> {
+  T sum;
+
+  inline __attribute__((always_inline)) void start(T value) { sum = value; }
+  inline __attribute__((always_inline)) void add(T value, const T* feature) { sum = multiply_add(value, *feature, sum); }
+  inline __attribute__((always_inline)) void finish(T* out) const { *out = sum; }
+};
+
+// kRows rows from r on, side by side: a row's sums wait for each other, the rows do not.
+// Out of line, with what the inner loop needs in locals: otherwise gcc spills the loop's pointers.
+template <class T, class I, int kVectors, int kRows>
+__attribute__((noinline)) void multiply_rows(const Product<T, I>& p, int64_t q, int64_t row_begin, int64_t row_end) {
+  constexpr int kSteps = kVectors == 0 ? 4 : 1;
+  const T* const panel = p.panel + q;
+  const int64_t scale = kVectors == 0 ? 1 : p.index_scale;
+  for (int64_t r = row_begin; r < row_end; r += kRows) {
+    Sums<T, kVectors> sums[kRows];
+    const T* value[kRows];
+    const I* index[kRows];
+    const int32_t* const begin = p.begin + r;
+    int64_t common = begin[1] - begin[0];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      value[i] = p.values + begin[i];
+      index[i] = p.index + begin[i];
+      const int64_t count = begin[i + 1] - begin[i];
+      common = count < common ? count : common;
+      sums[i].start(p.bias ? p.bias[r + i] : T{0});
+    }
+    int64_t j = 0;
+    const T* const next_value = p.values + begin[kRows];
+    const I* const next_index = p.index + begin[kRows];
+    for (; j + kSteps <= common; j += kSteps) {
+      if constexpr (kVectors == 0) {
+        __builtin_prefetch(next_value + j * kRows);
+        __builtin_prefetch(next_index + j * kRows);
+      }
+#pragma GCC unroll 8
+      for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) sums[i].add(value[i][j + step], panel + index[i][j + step] * scale);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t count = begin[i + 1] - begin[i];
+      for (int64_t rest = j; rest < count; ++rest) sums[i].add(value[i][rest], panel + index[i][rest] * scale);
+      sums[i].finish(p.out + (r + i - p.row_begin) * p.out_stride + q);
+    }
   }
 }
 
-// Blocks of kVectors while they fit, then half as many: a width of one cache line costs one cache line.
-template <class T, int kVectors>
-void multiply_from(const Product<T>& p, int64_t q) {
-  constexpr int64_t kWidth = kVectors * kLanes<T>;
-  for (; q + kWidth <= p.width; q += kWidth) multiply_block<T, kVectors>(p, q);
-  if constexpr (kVectors > 1) multiply_from<T, kVectors / 2>(p, q);
+// All rows at kVectors registers of positions starting at q: the panel's part stays in cache while the rows pass.
+template <class T, class I, int kVectors>
+void multiply_block(const Product<T, I>& p, int64_t q) {
+  constexpr int kRows = kVectors <= 2 ? 4 : kVectors == 4 ? 2 : 1;
+  const int64_t grouped = p.row_end - (p.row_end - p.row_begin) % kRows;
+  multiply_rows<T, I, kVectors, kRows>(p, q, p.row_begin, grouped);
+  if constexpr (kRows > 1) multiply_rows<T, I, kVectors, 1>(p, q, grouped, p.row_end);
 }
 
-template <class T>
-void multiply(const Product<T>& p) {
-  multiply_from<T, kMaxVectors>(p, 0);
+// Blocks of kVectors while they fit, then half as many: a width of one cache line costs one cache line.
+template <class T, class I, int kVectors>
+void multiply_from(const Product<T, I>& p, int64_t q) {
+  constexpr int64_t kWidth = kVectors * kLanes<T>;
+  for (; q + kWidth <= p.width; q += kWidth) multiply_block<T, I, kVectors>(p, q);
+  if constexpr (kVectors > 1) multiply_from<T, I, kVectors / 2>(p, q);
+}
+
+template <class T, class I>
+void multiply(const Product<T, I>& p) {
+  if (p.width == 1) {
+    multiply_block<T, I, 0>(p, 0);
+  } else {
+    multiply_from<T, I, kMaxVectors>(p, 0);
+  }
 }
 
 // Weights whose dot products run side by side: enough independent sums to hide the latency of one addition.
@@ -86,8 +157,8 @@ inline __attribute__((always_inline)) int fold(typename Lanes<T>::Vector* sums) 
   }
 }
 
-template <class T>
-void sample(const SampledProduct<T>& p) {
+template <class T, class I>
+void sample_wide(const SampledProduct<T, I>& p) {
   int64_t r = p.row_begin;
   for (int64_t k = p.k_begin; k < p.k_end;) {
     while (p.begin[r + 1] <= k) ++r;
@@ -112,13 +183,145 @@ void sample(const SampledProduct<T>& p) {
   }
 }
 
+// The sum of one product each: a row of the outer product of dy and x, where it is owned.
+template <class T, class I>
+void sample_one(const SampledProduct<T, I>& p) {
+  int64_t r = p.row_begin;
+  for (int64_t k = p.k_begin; k < p.k_end; ++r) {
+    const int64_t row_end = p.begin[r + 1] < p.k_end ? p.begin[r + 1] : p.k_end;
+    const T factor = p.rows[r * p.row_stride];
+    for (; k < row_end; ++k) p.out[k] += factor * p.panel[p.index[k]];
+  }
+}
+
+template <class T, class I>
+void sample(const SampledProduct<T, I>& p) {
+  if (p.width == 1) {
+    sample_one(p);
+  } else {
+    sample_wide(p);
+  }
+}
+
+// The first k in [begin, end) whose index is at least `least`.
+template <class I>
+int64_t first_from(const I* index, int64_t begin, int64_t end, int64_t least) {
+  if (least == 0) return begin;
+  while (begin < end) {
+    const int64_t middle = (begin + end) / 2;
+    if (index[middle] < least) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
+// A row's values are read in order, its results lie in a cache: nothing waits for memory but the first row.
+template <class T, class I, int kVectors>
+void scatter_rows(const ScatteredProduct<T, I>& p) {
+  constexpr int64_t kWidth = kVectors == 0 ? 1 : kVectors * kLanes<T>;
+  T* const out = p.out;
+  for (int64_t r = 0; r < p.row_count; ++r) {
+    const T* const row = p.rows + r * kWidth;
+    const int64_t end = p.begin[r + 1];
+    for (int64_t k = first_from(p.index, p.begin[r], end, p.index_begin); k < end && p.index[k] < p.index_end; ++k) {
+      T* const target = out + p.index[k] * kWidth;
+      if constexpr (kVectors == 0) {
+        *target = multiply_add(p.values[k], *row, *target);
+      } else {
+        for (int i = 0; i < kVectors; ++i) {
+          const typename Lanes<T>::Vector sum = load(target + i * kLanes<T>);
+          store(target + i * kLanes<T>, sum + p.values[k] * load(row + i * kLanes<T>));
+        }
+      }
+    }
+  }
+}
+
+template <class T, class I>
+void scatter(const ScatteredProduct<T, I>& p) {
+  if (p.width == 1) {
+    scatter_rows<T, I, 0>(p);
+  } else {
+    scatter_rows<T, I, 64 / RSN2_VECTOR_BYTES>(p);
+  }
+}
+
+// Exchanges the off-diagonal halves of every 2 * kHalf lanes of two rows that stand kHalf apart.
+template <class T, int kHalf, int... kLane>
+inline __attribute__((always_inline)) void exchange(typename Lanes<T>::Vector& upper, typename Lanes<T>::Vector& lower,
+                                                    LaneList<kLane...>) {
+  const typename Lanes<T>::Vector a = upper, b = lower;
+  upper = shuffle<T, RSN2_VECTOR_BYTES, ((kLane & kHalf) == 0 ? kLane : kLane - kHalf + kLanes<T>)...>(a, b);
+  lower = shuffle<T, RSN2_VECTOR_BYTES, ((kLane & kHalf) == 0 ? kLane + kHalf : kLane + kLanes<T>)...>(a, b);
+}
+
+// Transposes a square of registers in place: its quarters, then their quarters, and so on.
+template <class T, int kHalf>
+inline __attribute__((always_inline)) void transpose_square(typename Lanes<T>::Vector* rows) {
+  const typename MakeLaneList<kLanes<T>>::Type lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if ((i & kHalf) == 0) exchange<T, kHalf>(rows[i], rows[i + kHalf], lanes);
+  }
+  if constexpr (kHalf > 1) transpose_square<T, kHalf / 2>(rows);
+}
+
+// Whole registers in both directions: a cache line is read once and written once, whatever the strides alias.
+template <class T>
+void transpose(const Transposition<T>& t) {
+  constexpr int64_t kSide = kLanes<T>;
+  const int64_t whole_rows = t.rows / kSide * kSide, whole_cols = t.cols / kSide * kSide;
+  for (int64_t c = 0; c < whole_cols; c += kSide) {
+    for (int64_t r = 0; r < whole_rows; r += kSide) {
+      typename Lanes<T>::Vector square[kSide];
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) square[i] = load(t.source + (r + i) * t.source_stride + c);
+      transpose_square<T, kSide / 2>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) store(t.target + (c + i) * t.target_stride + r, square[i]);
+    }
+  }
+  for (int64_t c = 0; c < t.cols; ++c) {
+    for (int64_t r = c < whole_cols ? whole_rows : 0; r < t.rows; ++r) {
+      t.target[c * t.target_stride + r] = t.source[r * t.source_stride + c];
+    }
+  }
+}
+
+// A run's last register overlaps the one before it: no scalar tail.
+template <class T>
+void copy_runs(const RunCopy<T>& c) {
+  for (int64_t i = 0; i < c.count; ++i) {
+    const Run& run = c.runs[i];
+    const T* const source = c.source + run.source;
+    T* const target = c.target + run.target;
+    const int64_t last = run.cells - kLanes<T>;
+    if (last < 0) {
+      for (int64_t q = 0; q < run.cells; ++q) target[q] = source[q];
+    } else {
+      for (int64_t q = 0; q < last; q += kLanes<T>) store(target + q, load(source + q));
+      store(target + last, load(source + last));
+    }
+    for (int64_t q = run.cells; q < run.cells + run.zeros; ++q) target[q] = T{0};
+  }
+}
+
 }  // namespace
 
 #define RSN2_STRING(text) #text
 #define RSN2_NAME(text) RSN2_STRING(text)
 
 const Microkernels microkernels = {
-    RSN2_NAME(RSN2_ISA), multiply<float>, multiply<double>, sample<float>, sample<double>,
+    RSN2_NAME(RSN2_ISA),
+    {multiply<float, int32_t>, sample<float, int32_t>, scatter<float, int32_t>},
+    {multiply<float, uint16_t>, sample<float, uint16_t>, scatter<float, uint16_t>},
+    {multiply<double, int32_t>, sample<double, int32_t>, scatter<double, int32_t>},
+    {multiply<double, uint16_t>, sample<double, uint16_t>, scatter<double, uint16_t>},
+    {transpose<float>, copy_runs<float>},
+    {transpose<double>, copy_runs<double>},
 };
 
 }  // namespace rsn2::cpu::RSN2_ISA

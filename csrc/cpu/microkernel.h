@@ -9,20 +9,22 @@
 
 namespace rsn2::cpu {
 
+// Where several positions stand side by side, a width is a multiple of one cache line; a single one has width 1.
+
 // out[(r - row_begin) * out_stride + q] = bias[r] + sum over k in [begin[r], begin[r + 1]) of
 //     values[k] * panel[index[k] * index_scale + q]
 // for r in [row_begin, row_end), q in [0, width). The sum runs in the order of k for every q alone: a result
 // does not depend on where in the panel it stands, nor on what is computed beside it.
-template <class T>
+template <class T, class I>
 struct Product {
   const int32_t* begin;
-  const int32_t* index;
+  const I* index;
   const T* values;
   const T* bias;  // null: none
   int64_t row_begin, row_end;
   const T* panel;
   int64_t index_scale;
-  int64_t width;  // a multiple of one cache line
+  int64_t width;
   T* out;
   int64_t out_stride;
 };
@@ -30,26 +32,82 @@ struct Product {
 // out[k] += sum over q in [0, width) of rows[r * row_stride + q] * panel[index[k] * index_scale + q]
 // for k in [k_begin, k_end), where r is the row with begin[r] <= k < begin[r + 1]; the first is row_begin.
 // Each k's sum has its own fixed order: it does not depend on k_begin and k_end.
-template <class T>
+template <class T, class I>
 struct SampledProduct {
   const int32_t* begin;
-  const int32_t* index;
+  const I* index;
   int64_t row_begin;
   int64_t k_begin, k_end;
   const T* rows;
   int64_t row_stride;
   const T* panel;
   int64_t index_scale;
-  int64_t width;  // a multiple of one cache line
+  int64_t width;
   T* out;
+};
+
+// out[index[k] * width + q] += values[k] * rows[r * width + q] for k in [begin[r], begin[r + 1]), r in [0, row_count),
+// q in [0, width), wherever index[k] is in [index_begin, index_end). Indices ascend within a row. The sum for an index
+// runs in the order of r: it is that of a Product with the transposed weight.
+template <class T, class I>
+struct ScatteredProduct {
+  const int32_t* begin;
+  const I* index;
+  const T* values;
+  int64_t row_count;
+  int64_t index_begin, index_end;
+  const T* rows;
+  int64_t width;  // 1 or one cache line
+  T* out;
+};
+
+// target[c * target_stride + r] = source[r * source_stride + c] for r in [0, rows), c in [0, cols).
+template <class T>
+struct Transposition {
+  const T* source;
+  int64_t source_stride;
+  int64_t rows, cols;
+  T* target;
+  int64_t target_stride;
+};
+
+// A run of elements within a line, and how many zeros follow it.
+struct Run {
+  int64_t source, target;  // offsets of its first element
+  int64_t cells, zeros;
+};
+
+// target[run.target + i] = source[run.source + i] for i in [0, run.cells), zeros behind it, for all runs in order.
+template <class T>
+struct RunCopy {
+  const T* source;
+  T* target;
+  const Run* runs;
+  int64_t count;
+};
+
+// T is the type of the arithmetic, I that of the sparse indices.
+template <class T, class I>
+struct IndexedKernels {
+  void (*multiply)(const Product<T, I>&);
+  void (*sample)(const SampledProduct<T, I>&);
+  void (*scatter)(const ScatteredProduct<T, I>&);
+};
+
+template <class T>
+struct LayoutKernels {
+  void (*transpose)(const Transposition<T>&);
+  void (*copy_runs)(const RunCopy<T>&);
 };
 
 struct Microkernels {
   const char* name;
-  void (*multiply_float)(const Product<float>&);
-  void (*multiply_double)(const Product<double>&);
-  void (*sample_float)(const SampledProduct<float>&);
-  void (*sample_double)(const SampledProduct<double>&);
+  IndexedKernels<float, int32_t> float_int32;
+  IndexedKernels<float, uint16_t> float_uint16;
+  IndexedKernels<double, int32_t> double_int32;
+  IndexedKernels<double, uint16_t> double_uint16;
+  LayoutKernels<float> layout_float;
+  LayoutKernels<double> layout_double;
 };
 
 // One definition per instruction set, each from its own compilation of microkernel.cpp.

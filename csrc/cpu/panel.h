@@ -8,7 +8,7 @@ namespace rsn2::cpu {
 struct PanelShape {
   int64_t feature_stride;  // elements from one feature to the next
   int64_t index_scale;     // elements per unit of a sparse index: feature_stride, or 1 where indices are offsets
-  int64_t width;           // positions to compute, a multiple of a cache line
+  int64_t width;           // positions to compute: a multiple of a cache line, or 1
 };
 
 // Features packed by one task: a cache line of floats of a row-major or channels-last tensor.

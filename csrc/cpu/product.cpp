@@ -5,10 +5,10 @@
 namespace rsn2::cpu {
 namespace {
 
-void call(const Microkernels& kernels, const Product<float>& p) { kernels.multiply_float(p); }
-void call(const Microkernels& kernels, const Product<double>& p) { kernels.multiply_double(p); }
-void call(const Microkernels& kernels, const SampledProduct<float>& p) { kernels.sample_float(p); }
-void call(const Microkernels& kernels, const SampledProduct<double>& p) { kernels.sample_double(p); }
+const auto& kernels_for(const Microkernels& all, float, int32_t) { return all.float_int32; }
+const auto& kernels_for(const Microkernels& all, float, uint16_t) { return all.float_uint16; }
+const auto& kernels_for(const Microkernels& all, double, int32_t) { return all.double_int32; }
+const auto& kernels_for(const Microkernels& all, double, uint16_t) { return all.double_uint16; }
 
 template <class T>
 int64_t total_width(const PanelSource<T>& source) {
@@ -32,15 +32,15 @@ void pack_task(const PanelSource<T>& source, int64_t first, int64_t task, T* dat
 }
 
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
-template <class T>
-void multiply_rows(const Microkernels& kernels, const SparseRows<T>& weights, const PanelShape& shape, const T* data,
+template <class T, class I>
+void multiply_rows(const Microkernels& kernels, const SparseRows<T, I>& weights, const PanelShape& shape, const T* data,
                    int64_t row_begin, int64_t row_end, T* scratch, const PanelSink<T>& y, int64_t panel) {
   for (int64_t q = 0; q < shape.width; q += kWidthBlock) {
     const int64_t width = std::min(kWidthBlock, shape.width - q);
     for (int64_t r = row_begin; r < row_end; r += kRowBlock) {
       const int64_t r_end = std::min(r + kRowBlock, row_end);
-      call(kernels, Product<T>{weights.begin, weights.index, weights.values, weights.bias, r, r_end, data + q,
-                               shape.index_scale, width, scratch, width});
+      kernels_for(kernels, T{}, I{}).multiply({weights.begin, weights.index, weights.values, weights.bias, r, r_end,
+                                               data + q, shape.index_scale, width, scratch, width});
       y.store(panel, r, r_end, q, q + width, scratch, width);
     }
   }
@@ -48,8 +48,8 @@ void multiply_rows(const Microkernels& kernels, const SparseRows<T>& weights, co
 
 }  // namespace
 
-template <class T>
-void multiply(const Context& context, const SparseRows<T>& weights, const PanelSource<T>& x, const PanelSink<T>& y) {
+template <class T, class I>
+void multiply(const Context& context, const SparseRows<T, I>& weights, const PanelSource<T>& x, const PanelSink<T>& y) {
   const Parallel& parallel = context.parallel;
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
@@ -80,8 +80,30 @@ void multiply(const Context& context, const SparseRows<T>& weights, const PanelS
   });
 }
 
-template <class T>
-void sample(const Context& context, const SparseRows<T>& pattern, const PanelSource<T>& dy, const PanelSource<T>& x,
+template <class T, class I>
+void multiply_transposed(const Context& context, const SparseRows<T, I>& columns, int64_t rows,
+                         const PanelSource<T>& x, const PanelSink<T>& y) {
+  const Parallel& parallel = context.parallel;
+  if (x.panels() == 0 || rows == 0) return;
+  const int64_t width = x.shape(0).width;
+  const Buffer<T> packed(x.panel_elements()), sums(rows * width);
+  for (int64_t task = 0; task < pack_tasks(x, 1); ++task) pack_task(x, 0, task, packed.data());
+  // Every slot passes over all of W and keeps what falls into its own rows.
+  const int64_t slots = std::min(rows, parallel.slots_for((columns.nnz + rows) * width));
+  parallel.for_each(slots, slots, [&](int64_t slot, int64_t) {
+    const int64_t first = rows * slot / slots, end = rows * (slot + 1) / slots;
+    std::fill(sums.data() + first * width, sums.data() + end * width, T{0});
+    kernels_for(context.kernels, T{}, I{})
+        .scatter({columns.begin, columns.index, columns.values, columns.rows, first, end, packed.data(), width,
+                  sums.data()});
+    for (int64_t r = first; r < end; r += kRowBlock) {
+      y.store(0, r, std::min(r + kRowBlock, end), 0, width, sums.data() + r * width, width);
+    }
+  });
+}
+
+template <class T, class I>
+void sample(const Context& context, const SparseRows<T, I>& pattern, const PanelSource<T>& dy, const PanelSource<T>& x,
             T* dvalues) {
   const Parallel& parallel = context.parallel;
   const int64_t panels = x.panels();
@@ -109,20 +131,24 @@ void sample(const Context& context, const SparseRows<T>& pattern, const PanelSou
       const int64_t row = row_of(pattern.begin, pattern.rows, k_begin);
       for (int64_t panel = 0; panel < count; ++panel) {
         const PanelShape shape = x.shape(first + panel);
-        call(context.kernels,
-             SampledProduct<T>{pattern.begin, pattern.index, row, k_begin, k_end,
-                               packed_dy.data() + panel * dy.panel_elements(), dy.shape(first + panel).feature_stride,
-                               packed_x.data() + panel * x.panel_elements(), shape.index_scale, shape.width, dvalues});
+        kernels_for(context.kernels, T{}, I{})
+            .sample({pattern.begin, pattern.index, row, k_begin, k_end, packed_dy.data() + panel * dy.panel_elements(),
+                     dy.shape(first + panel).feature_stride, packed_x.data() + panel * x.panel_elements(),
+                     shape.index_scale, shape.width, dvalues});
       }
     });
   }
 }
 
-template void multiply(const Context&, const SparseRows<float>&, const PanelSource<float>&, const PanelSink<float>&);
-template void multiply(const Context&, const SparseRows<double>&, const PanelSource<double>&, const PanelSink<double>&);
-template void sample(const Context&, const SparseRows<float>&, const PanelSource<float>&, const PanelSource<float>&,
-                     float*);
-template void sample(const Context&, const SparseRows<double>&, const PanelSource<double>&, const PanelSource<double>&,
-                     double*);
+#define RSN2_INSTANTIATE(T, I)                                                                                    \
+  template void multiply(const Context&, const SparseRows<T, I>&, const PanelSource<T>&, const PanelSink<T>&);     \
+  template void multiply_transposed(const Context&, const SparseRows<T, I>&, int64_t, const PanelSource<T>&,       \
+                                    const PanelSink<T>&);                                                          \
+  template void sample(const Context&, const SparseRows<T, I>&, const PanelSource<T>&, const PanelSource<T>&, T*);
+RSN2_INSTANTIATE(float, int32_t)
+RSN2_INSTANTIATE(float, uint16_t)
+RSN2_INSTANTIATE(double, int32_t)
+RSN2_INSTANTIATE(double, uint16_t)
+#undef RSN2_INSTANTIATE
 
 }  // namespace rsn2::cpu

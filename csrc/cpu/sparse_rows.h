@@ -6,30 +6,33 @@
 
 namespace rsn2::cpu {
 
-// The nonzero positions of a [rows, cols] matrix in row-major order.
+// The nonzero positions of a [rows, cols] matrix in row-major order. I is int32_t, or uint16_t where it holds all
+// columns: indices are a third to a half of what a small batch reads.
+template <class I>
 struct Csr {
   int64_t rows;
   int64_t nnz;
   const int32_t* crow;  // [rows + 1]
-  const int32_t* col;   // [nnz], ascending within a row
+  const I* col;         // [nnz], ascending within a row
 };
 
 // The same positions in column-major order.
+template <class I>
 struct TransposedCsr {
   int64_t cols;
   int64_t nnz;
   const int32_t* crow;  // [cols + 1]
-  const int32_t* row;   // [nnz], ascending within a column
+  const I* row;         // [nnz], ascending within a column
   const int32_t* perm;  // [nnz], position of the weight in the row-major order
 };
 
 // Rows of (value, index) pairs; index times the panel's index_scale is an offset into a panel.
-template <class T>
+template <class T, class I>
 struct SparseRows {
   int64_t rows;
   int64_t nnz;
   const int32_t* begin;  // [rows + 1]
-  const int32_t* index;  // [nnz]
+  const I* index;        // [nnz]
   const T* values;       // [nnz]; null for a sampled product
   const T* bias;         // [rows] or null
 };

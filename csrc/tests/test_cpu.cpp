@@ -133,7 +133,8 @@ struct Case {
     return part;
   }
 
-  template <class S>
+  // I: of the indices of a linear product.
+  template <class S, class I = int32_t>
   Results<S> run(const cpu::Context& context, bool as_linear, Strides strides) const {
     const Laid<S> x_laid(x, p.batch, p.all_channels(), p.height, p.width, strides);
     const Laid<S> dy_laid(dy, p.batch, p.all_rows(), p.output(0), p.output(1), strides);
@@ -141,13 +142,16 @@ struct Case {
     const S nan = stored<S>(std::numeric_limits<double>::quiet_NaN());
     Results<S> out{std::vector<S>(dy.size(), nan), std::vector<S>(x.size(), nan), std::vector<S>(values.size(), nan)};
     const S* const bias_data = bias_s.empty() ? nullptr : bias_s.data();
-    const cpu::Csr csr{p.all_rows(), weight.nnz(), weight.crow.data(), weight.col.data()};
-    const cpu::TransposedCsr transposed{p.cols(), weight.nnz(), weight.crow_t.data(), weight.row_t.data(),
+    const std::vector<I> col(weight.col.begin(), weight.col.end()), row_t(weight.row_t.begin(), weight.row_t.end());
+    const cpu::Csr<int32_t> csr{p.all_rows(), weight.nnz(), weight.crow.data(), weight.col.data()};
+    const cpu::TransposedCsr<int32_t> transposed{p.cols(), weight.nnz(), weight.crow_t.data(), weight.row_t.data(),
                                         weight.perm.data()};
     if (as_linear) {
-      cpu::linear(context, x_laid.matrix(), values.data(), bias_data, csr, out.y.data());
-      cpu::linear_dx(context, dy_laid.matrix(), values.data(), transposed, out.dx.data());
-      cpu::linear_dvalues(context, dy_laid.matrix(), x_laid.matrix(), csr, out.dvalues.data());
+      const cpu::Csr<I> by_row{csr.rows, csr.nnz, csr.crow, col.data()};
+      const cpu::TransposedCsr<I> by_col{transposed.cols, transposed.nnz, transposed.crow, row_t.data(), transposed.perm};
+      cpu::linear(context, x_laid.matrix(), values.data(), bias_data, by_row, out.y.data());
+      cpu::linear_dx(context, dy_laid.matrix(), values.data(), by_row, by_col, out.dx.data());
+      cpu::linear_dvalues(context, dy_laid.matrix(), x_laid.matrix(), by_row, out.dvalues.data());
     } else {
       const cpu::ConvShape shape{
           {p.height, p.output(0), p.kernel[0], p.stride[0], p.padding[0], p.dilation[0]},
@@ -174,7 +178,9 @@ void expect_the_definition(const cpu::Microkernels& kernels, const Problem& p, b
   const Case problem(p, random, small_integer);
   const Answer right = answer(p, problem.weight, problem.x, problem.dy, problem.bias);
   for (const Strides strides : kAllStrides) {
-    const Results<S> got = problem.run<S>({kernels, threads(3)}, as_linear, strides);
+    const cpu::Context context{kernels, threads(3)};
+    const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides)
+                                                    : problem.run<S>(context, as_linear, strides);
     const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
                              " strides " + std::to_string(static_cast<int>(strides));
     expect(same_numbers(got.y, right.y), what + ": y is the definition's");
@@ -193,14 +199,21 @@ void expect_same_bits(const cpu::Microkernels& kernels, const Problem& p, bool a
     expect(same_bits(one.y, many.y) && same_bits(one.dx, many.dx) && same_bits(one.dvalues, many.dvalues),
            what + ": results do not depend on the number of threads");
   }
-  const int64_t first = p.batch / 3, count = 2;
-  const Results<S> part = problem.slice(first, count).run<S>({kernels, threads(1)}, as_linear, Strides::contiguous);
-  const auto rows_of = [&](const std::vector<S>& all) {
-    const int64_t size = static_cast<int64_t>(all.size()) / p.batch;
-    return std::vector<S>(all.begin() + first * size, all.begin() + (first + count) * size);
-  };
-  expect(same_bits(part.y, rows_of(one.y)), what + ": y does not depend on the rest of the batch");
-  expect(same_bits(part.dx, rows_of(one.dx)), what + ": dx does not depend on the rest of the batch");
+  if (as_linear) {
+    const Results<S> narrow = problem.run<S, uint16_t>({kernels, threads(2)}, true, Strides::contiguous);
+    expect(same_bits(one.y, narrow.y) && same_bits(one.dx, narrow.dx) && same_bits(one.dvalues, narrow.dvalues),
+           what + ": 16-bit indices give the same results");
+  }
+  for (const int64_t count : {1, 2, 20}) {
+    const int64_t first = p.batch / 3 < p.batch - count ? p.batch / 3 : 0;
+    const Results<S> part = problem.slice(first, count).run<S>({kernels, threads(1)}, as_linear, Strides::contiguous);
+    const auto rows_of = [&](const std::vector<S>& all) {
+      const int64_t size = static_cast<int64_t>(all.size()) / p.batch;
+      return std::vector<S>(all.begin() + first * size, all.begin() + (first + count) * size);
+    };
+    expect(same_bits(part.y, rows_of(one.y)), what + ": y does not depend on the rest of the batch");
+    expect(same_bits(part.dx, rows_of(one.dx)), what + ": dx does not depend on the rest of the batch");
+  }
 }
 
 // batch, rows, cols, density: around one cache line, one block, one panel; and the degenerate ones.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rsn2_kernels.backends import Index, activated
 from rsn2_kernels.backends.by_task import dvalues_by_task, dx_by_task, linear_by_task
+from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
 
@@ -34,6 +35,28 @@ def _load() -> str | None:
 unavailable = _load()
 _native = torch.ops.rsn2_cpu
 
+NARROW = 1 << 16
+"""Rows or columns whose indices fit 16 bits. torch has few operators for uint16: an int16 tensor holds their bits."""
+
+
+def index(weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None) -> list[Tensor]:
+    """The index tensors of a weight; those of linear products with 16-bit columns and rows where they fit."""
+    tensors = weight.index(with_columns)
+    if geometry is None:
+        for place, size in ((1, weight.shape[1]), (3, weight.shape[0])):
+            if place < len(tensors) and size <= NARROW:
+                tensors[place] = _narrow(weight, place, tensors[place])
+    return tensors
+
+
+def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:
+    """The same indices in 16 bits, once eager code has asked for them: a graph that adds them is compiled again."""
+    key = ("cpu", place)
+    if torch.compiler.is_compiling() and not weight.remembers(key):
+        return wide
+    (narrow,) = weight.derived(key, lambda: (wide.to(torch.int16),))
+    return narrow
+
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """Sparse rows times a panel of packed x."""
@@ -42,8 +65,8 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activat
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
-    """The same product over the column order."""
-    result: Tensor = _native.linear_dx(dy, values.contiguous(), *index[2:])
+    """The same product over the column order, or for a small batch each row added to where it belongs."""
+    result: Tensor = _native.linear_dx(dy, values.contiguous(), *index)
     return result
 
 
