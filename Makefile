@@ -13,24 +13,38 @@ ACTIVE := $(shell python3 -c "import torch, sys; print(sys.executable)" 2>/dev/n
 PYTHON := $(or $(ACTIVE),$(CURDIR)/.venv/bin/python)
 # One stamp per interpreter, so that changing environments installs again.
 READY := .build/installed$(subst /,-,$(PYTHON))
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f -not -path 'csrc/tests/*')
+EMULATED := .build/emulated
 
 OUT := results/gpu-check.json
 
-.PHONY: demo test test-native test-interpreted lint bench gpu-check clean
+.PHONY: demo test test-native test-on-the-cpu test-interpreted test-emulated lint bench gpu-check clean
 
 demo: $(READY)
 	$(PYTHON) -m rsn2 train examples/demo.toml --out runs/demo
 
-# The Triton kernels are interpreted in a process of their own, beside the other tests.
+# The Triton kernels are interpreted and the CUDA kernels emulated in processes of their own, beside the other tests.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-native test-interpreted
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-native test-on-the-cpu
+
+test-on-the-cpu: test-interpreted test-emulated
 
 test-native: $(READY)
 	$(PYTHON) -m pytest
 
 test-interpreted: $(READY)
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -k triton -p no:cacheprovider
+
+# Without a C++ compiler there is nothing to emulate with.
+test-emulated: $(READY)
+	if command -v $(or $(CXX),g++) >/dev/null && PATH="$(dir $(PYTHON)):$$PATH" command -v cmake >/dev/null; then \
+	  export PATH="$(dir $(PYTHON)):$$PATH" && \
+	  cmake -S . -B $(EMULATED) -DRSN2_BUILD_EMULATED=ON -DPYTHON_EXECUTABLE=$(PYTHON) \
+	    -DRSN2_OUTPUT_DIR=$(CURDIR)/$(EMULATED) >/dev/null && \
+	  cmake --build $(EMULATED) --target rsn2_cuda_emulated && \
+	  RSN2_CUDA_EMULATED=$(EMULATED)/librsn2_cuda_emulated.so \
+	    $(PYTHON) -m pytest tests/kernels -k "(cuda or bits) and not native and not compile" -p no:cacheprovider; \
+	fi
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -2,7 +2,8 @@
 
 RSN2_BUILD_NATIVE=0 leaves them out, =1 makes it an error that they cannot be built. Unset: they are built
 where CMake, a C++ compiler and torch are found, and otherwise the package is installed without them, which
-works. A compiler that is found and fails is always an error.
+works. A compiler that is found and fails is always an error. RSN2_BUILD_CUDA says the same of the CUDA operators,
+which need nvcc besides; for which GPUs they are built, csrc/cuda/CMakeLists.txt says.
 """
 
 import os
@@ -75,13 +76,18 @@ class BuildNative(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool)}",
             f"-DPYTHON_EXECUTABLE={sys.executable}",
             f"-DRSN2_OUTPUT_DIR={self.library_dir()}",
+            f"-DRSN2_BUILD_CUDA={'OFF' if os.environ.get('RSN2_BUILD_CUDA') == '0' else 'ON'}",
         ]
         subprocess.run(configure, check=True)
+        cuda = f"rsn2-kernels: the CUDA operators are {(self.library_dir() / 'cuda.txt').read_text().strip()}."
+        if "not built" in cuda and os.environ.get("RSN2_BUILD_CUDA") == "1":
+            raise SystemExit(cuda)
+        print(cuda, file=sys.stderr)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
         subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True)
 
     def get_outputs(self) -> list[str]:
-        return [str(path) for path in self.library_dir().glob("librsn2_*")]
+        return [str(path) for pattern in ("librsn2_*", "cuda.txt") for path in self.library_dir().glob(pattern)]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

@@ -25,6 +25,7 @@ import torch
 from gpu_bench import TINY, Bench, Record, Sizes, release
 from gpu_operators import SOME, convolution, grouped, on_masks, real_masks, unstructured
 from gpu_pieces import ceilings, heights, pieces, sweep_convolve, sweep_multiply, sweep_sample
+from gpu_small_batch import batches, serving, small_batch
 
 PATIENCE = 90
 """Seconds without a new row, after which a process is ended and the next case begins in a new one."""
@@ -38,8 +39,11 @@ CASES: dict[str, Callable[[Bench], Record]] = {
     "16 x 16 blocks, density 0.2": lambda bench: on_masks(bench, 0.2, 2, (16, 16), SOME[:3]),
     "convolution": convolution,
     "grouped": grouped,
+    "small batch": small_batch,
+    "serving thirty tasks": serving,
     "unstructured": unstructured,
     "pieces": pieces,
+    "small batches, where which backend wins": batches,
     "heights": heights,
     "real masks, density 0.05": lambda bench: on_masks(bench, 0.05, None, None, SOME),
     "real masks, density 0.2": lambda bench: on_masks(bench, 0.2, None, None, SOME),

@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import gpu_cost, plans
-from rsn2_kernels.backends import Backend, cpu, dense, reference, triton
+from rsn2_kernels.backends import Backend, cpu, cuda, dense, reference, triton
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.pattern import SparsePattern
 
 OPERATORS = ("linear", "conv2d", "grouped_linear")
 
-_MODULES = {"reference": reference, "dense": dense, "cpu": cpu, "triton": triton}
-
-# Backends that the architecture names and this version does not hold yet.
-_ABSENT = {
-    "cuda": "this version has no CUDA kernels; on a GPU the triton and dense backends run",
-}
+_MODULES = {"reference": reference, "dense": dense, "cpu": cpu, "cuda": cuda, "triton": triton}
 
 
 class BackendError(RuntimeError):
@@ -66,17 +61,21 @@ def available_backends() -> dict[str, bool | str]:
         "reference": True,
         "dense": True,
         "cpu": cpu.unavailable or True,
+        "cuda": cuda.unavailable or True,
         "triton": triton.unavailable or True,
-        **_ABSENT,
     }
 
 
 def index(backend: str, weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
-    """The index tensors that a backend reads: those of the weight, and its plans where the backend visits by plan."""
+    """The index tensors that a backend reads: those of the weight, and what the backend derives from them."""
     if backend == "cpu":
         return cpu.index(weight, with_columns, geometry)
     tensors = weight.index(with_columns)
-    return tensors + plans.plan_tensors(weight, geometry, with_columns) if backend == "triton" else tensors
+    if backend == "triton":
+        tensors += plans.plan_tensors(weight, geometry, with_columns)
+    elif backend == "cuda":
+        tensors += plans.compact(weight)
+    return tensors
 
 
 def choose(
@@ -94,7 +93,7 @@ def choose(
     """
     if backend is None:
         return _cheapest(_costs(op, weight, batch, dtype, weight.device, geometry))
-    why = _why_not(backend, weight.device, dtype)
+    why = _why_not(backend, weight.device, dtype, op)
     if why is not None:
         raise BackendError(f"backend {backend!r} cannot run this call: {why}.")
     return backend
@@ -137,7 +136,7 @@ def explain(
     costs = _costs(op, pattern, batch, dtype, where, geometry)
     best = _cheapest(costs)
     known = available_backends()
-    unavailable = {name: why for name in known if (why := _why_not(name, where, dtype)) is not None}
+    unavailable = {name: why for name in known if (why := _why_not(name, where, dtype, op)) is not None}
     if "cpu" not in costs:
         unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
     unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
@@ -159,7 +158,7 @@ def check_filters(pattern: SparsePattern, geometry: ConvGeometry) -> None:
         raise ValueError(f"kernel_size: expected a divisor of the {cols} columns. Got {geometry.kernel_size}.")
 
 
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not(backend: str, device: torch.device, dtype: torch.dtype, op: str = "linear") -> str | None:
     known = available_backends()
     if backend not in known:
         return f"there is no such backend; there are {sorted(known)}"
@@ -168,6 +167,8 @@ def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
         return status
     if backend == "cpu" and device.type != "cpu":
         return f"it runs on the CPU, and the operands are on {device.type}"
+    if backend == "cuda":
+        return cuda.why_not(op, device, dtype)
     if backend == "triton":
         return triton.why_not(device, dtype)
     return None
@@ -225,10 +226,10 @@ def _costs(
     geometry: ConvGeometry | None,
 ) -> dict[str, float]:
     """Predicted seconds of one forward product for every backend that may be chosen on ``device``."""
+    if device.type == "cuda":
+        return _gpu_costs(op, weight, batch, dtype, device, geometry)
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
-    if device.type == "cuda" and _why_not("triton", device, dtype) is None:
-        return _gpu_costs(weight, batch, dtype, geometry)
     if device.type != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
         return {"dense": 0.0}
     found = features(weight, batch)
@@ -238,13 +239,21 @@ def _costs(
     }
 
 
-def _gpu_costs(weight: CsrIndex, batch: int, dtype: torch.dtype, geometry: ConvGeometry | None) -> dict[str, float]:
+def _gpu_costs(
+    op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry | None
+) -> dict[str, float]:
     """The first call for a weight counts what its windows would visit, and waits for the device."""
+    able = [name for name in ("cuda", "triton") if _why_not(name, device, dtype, op) is None]
+    if not able:
+        return {"dense": 0.0}
     visits = plans.visits(weight, geometry)
     tasks = weight.stacks
     each = -(-batch // tasks)
-    return {
+    grouped = op == "grouped_linear"
+    predicted = {
         # Grouped, the vendor's library runs one product per task, and the rows are gathered and scattered for each.
-        "dense": gpu_cost.dense_seconds(visits, each, dtype, launches=2 if tasks == 1 else 5 * tasks),
-        "triton": gpu_cost.visiting_seconds(visits, each, dtype),
+        "dense": lambda: gpu_cost.dense_seconds(visits, each, dtype, launches=5 * tasks if grouped else 2),
+        "cuda": lambda: gpu_cost.compact_seconds(weight, batch, dtype, grouped),
+        "triton": lambda: gpu_cost.visiting_seconds(visits, each, dtype),
     }
+    return {name: predicted[name]() for name in ("dense", *able)}

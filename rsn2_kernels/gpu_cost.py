@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from rsn2_kernels.compact import compact_bits, takes_bytes
+from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.plan import Survey, traffic
 
 # Measured on an H200: a copy moves 4.3 TB/s, and the vendor's bf16 product of large matrices runs at 790 TFLOP/s. The
@@ -18,6 +20,18 @@ _SECONDS_PER_LAUNCH = 3e-6
 # Rate of the kernels over that of the vendor's library on the same work, for windows of 128 rows. No GPU has run them
 # yet: an assumption, to be replaced by what the GPU check measures.
 _SHARE_OF_DENSE = 0.6
+
+# The kernels for small batches, by counting the cycles of shared memory that they need at 1.75 GHz on 132
+# multiprocessors; no GPU has run them yet. They are assumed to read at this share of a copy's rate, ...
+_SHARE_OF_COPY = 0.7
+# ... to look up x for so many owned weights a second, up to 4 rows of the batch at a time, ...
+_LOOKUPS_PER_SECOND = 1.8e12
+# ... or on the tensor cores to clear and multiply tiles of so many positions, and to scatter so many owned weights.
+_TILE_POSITIONS_PER_SECOND = 6.5e12
+_SCATTERED_PER_SECOND = 3e12
+# where a warp's own products, which all chips since 8.0 have, run at this many operations a second.
+_TILE_FLOPS_PER_SECOND = 300e12
+_ROWS_PER_TILE = 128
 
 DTYPES = tuple(_FLOPS_PER_SECOND)
 
@@ -89,6 +103,34 @@ def visiting_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_maj
     moved = elements * dtype.itemsize + visits.visited / 4
     rate = _FLOPS_PER_SECOND[dtype] * _SHARE_OF_DENSE * traffic(128) / traffic(visits.height)
     return _seconds(2 if feature_major else 3, moved, 2 * visits.visited * batch / rate)
+
+
+def compact_seconds(weight: CsrIndex, batch: int, dtype: torch.dtype, grouped: bool) -> float:
+    """Read the compact weight, once for several rows of the batch, or grouped for each.
+
+    Args:
+        weight: a pattern or group.
+        batch: rows of the batch, of all tasks together.
+        dtype: one of DTYPES.
+        grouped: whether each row has its own task.
+    """
+    rows, cols = weight.shape
+    # Each row of a grouped batch reads its own matrix.
+    share = 1 / weight.stacks if grouped else 1
+    nnz, positions = share * weight.nnz, share * weight.stacks * rows * cols
+    bits = compact_bits(weight, 8 * dtype.itemsize)
+    tiles = not grouped and dtype.itemsize == 2 and batch > (16 if takes_bytes(weight) else 8)
+    if tiles:
+        readings = -(-batch // _ROWS_PER_TILE)
+        computing = readings * (positions / _TILE_POSITIONS_PER_SECOND + nnz / _SCATTERED_PER_SECOND)
+        computing += 2 * positions * batch / _TILE_FLOPS_PER_SECOND
+    else:
+        at_a_time = 1 if grouped else 8 if dtype.itemsize == 4 else 16
+        readings = -(-batch // at_a_time)
+        lookups = readings if grouped or batch == 1 else -(-batch * dtype.itemsize // 8)
+        computing = lookups * nnz / _LOOKUPS_PER_SECOND
+    moved = readings * positions * bits / 8 / _SHARE_OF_COPY + batch * (rows + cols) * dtype.itemsize
+    return max(_seconds(1, moved, 0.0), _seconds(1, 0.0, computing))
 
 
 def _seconds(launches: int, moved: float, computing: float) -> float:

@@ -6,7 +6,7 @@ import torch
 
 from rsn2_kernels.csr import CsrIndex, Derived
 
-_REASON = "a plan has sizes that depend on the mask: make one eager call before torch.compile"
+_REASON = "what a GPU reads of a mask is made once, outside of graphs: make one eager call before torch.compile"
 
 
 @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator]

@@ -1,10 +1,11 @@
-"""The plans of a pattern, made once and remembered by it: the way from a pattern to what the Triton kernels read."""
+"""What GPU kernels read of a pattern, plans and compact forms: made once, and remembered by it."""
 
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
+from rsn2_kernels.compact import Compact
 from rsn2_kernels.csr import CsrIndex, Derived
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import Visits
@@ -44,6 +45,11 @@ def plan(weight: CsrIndex, geometry: ConvGeometry | None = None, transposed: boo
     """
     key = ("plan", *_taps_and_groups(geometry), transposed)
     return _made_eagerly(weight, key, lambda: Plan.build(survey(weight, geometry, transposed)))
+
+
+def compact(weight: CsrIndex) -> Compact:
+    """The compact form of a weight; the first call builds it."""
+    return _made_eagerly(weight, "compact", lambda: Compact.of(weight))
 
 
 def _made_eagerly(weight: CsrIndex, key: Hashable, build: Callable[[], Derived]) -> Derived:

@@ -1,4 +1,4 @@
-"""One module per backend, all with the nine functions of :class:`Backend`."""
+"""One module per backend, with the functions of :class:`Backend` for the operators that it has."""
 
 from typing import Protocol
 
@@ -11,20 +11,24 @@ Index = list[Tensor]
 """``[crow, col]``, with ``[crow_t, row_t, perm]`` behind for ``*_dx``; see :meth:`SparsePattern.index`."""
 
 
+ACTIVATIONS = ("none", "relu", "gelu")
+"""What a product may apply to its result; GELU is the one with erf."""
+
+
 def columns(index: Index) -> int:
     """Columns of the weight, read off an index that has the column order."""
     return index[2].shape[0] - 1
 
 
 def activated(y: Tensor, activation: str) -> Tensor:
-    """``y`` behind its activation, "none", "relu" or "gelu" (with erf): for backends that do not fuse it."""
+    """``y`` behind its activation, one of ACTIVATIONS: for backends that do not fuse it."""
     if activation == "relu":
         return F.relu(y)
     return F.gelu(y) if activation == "gelu" else y
 
 
 class Backend(Protocol):
-    """What a backend module offers.
+    """What a backend module offers; one that has no convolution leaves out those three.
 
     Shapes: ``x [batch, cols]`` of any strides, ``values [nnz]``, ``bias [rows]``, ``dy [batch, rows]``; for a
     convolution ``x [N, C, H, W]`` and ``dy [N, rows, OH, OW]``. All floating-point operands have one dtype and device.

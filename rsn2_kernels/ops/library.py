@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from rsn2_kernels.backends import ACTIVATIONS
 from rsn2_kernels.pattern import SparsePattern
 
 LIBRARY = torch.library.Library("rsn2", "DEF")
@@ -18,9 +19,6 @@ def register(schema: str, implementation: Callable[..., Tensor], fake: Callable[
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
-
-
-ACTIVATIONS = ("none", "relu", "gelu")
 
 
 def fused_activation(activation: str | None, operands: tuple[Tensor | None, ...]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 import rsn2_kernels as rk
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import triton
+from rsn2_kernels.backends import cuda, triton
 
 from . import cases
 
@@ -22,7 +22,9 @@ if triton.interpreted:
 HERE = Path(__file__).parent
 # The files whose operands follow `--device`; the others are about what is done on a CPU.
 ON_ANY_DEVICE = ("test_contract_autograd", "test_contract_conv", "test_contract_grouped", "test_contract_linear")
-ON_A_GPU = ("test_gpu",)
+ON_A_GPU = ("test_bits", "test_gpu")
+# Whose tests are about one operator without being parametrised by it.
+OPERATOR_OF = {"test_contract_conv": "conv2d", "test_contract_grouped": "grouped_linear"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if triton.interpreted:
+    if triton.interpreted or cuda.emulated:
         _draw_fewer_examples()
     if config.getoption("--device", default="cpu") == "cpu":
         return
@@ -50,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _draw_fewer_examples() -> None:
-    """On a GPU kernels are compiled for every new shape, and the interpreter is slow."""
+    """On a GPU kernels are compiled for every new shape; the interpreter and the emulator are slow."""
     settings.register_profile("fewer", settings.get_profile("repeatable"), max_examples=5)
     settings.load_profile("fewer")
 
@@ -68,8 +70,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dropped = [item for item in items if _same_source(item)]
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
-    if cases.device.type == "cpu":
-        return
     for item in items:
         if item.path.parent == HERE and (why := _why_skipped(item)) is not None:
             item.add_marker(pytest.mark.skip(reason=why))
@@ -83,13 +83,20 @@ def _same_source(item: pytest.Item) -> bool:
 
 
 def _why_skipped(item: pytest.Item) -> str | None:
-    """Why a test does not run with ``--device cuda``; None if it does."""
-    if item.path.stem in ON_A_GPU:
-        return None
+    """Why a test does not run on the device, or with its backend; None if it does."""
     parameters = _parameters(item)
-    if item.path.stem not in ON_ANY_DEVICE or "backend" not in parameters:
-        return "what it tests does not run on the device"
-    return dispatch._why_not(parameters["backend"], cases.device, parameters.get("dtype", torch.float32))
+    if cases.device.type != "cpu":
+        if item.path.stem in ON_A_GPU:
+            return None
+        if item.path.stem not in ON_ANY_DEVICE or "backend" not in parameters:
+            return "what it tests does not run on the device"
+    if "backend" not in parameters:
+        return None
+    op = parameters.get("operator", OPERATOR_OF.get(item.path.stem, "linear"))
+    dtype = parameters.get("dtype", torch.float32)
+    if not dtype.is_floating_point:
+        dtype = torch.float32  # that of the operands; the parameter is that of the ids
+    return dispatch._why_not(parameters["backend"], cases.device, dtype, op)
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -38,6 +38,11 @@ LARGE = (
     LinearCase(4096, 4096, (512,), 0.05),
     LinearCase(3000, 1025, (1,), 0.2),
 )
+SMALL_BATCHES = (
+    *(LinearCase(1000, 2049, (batch,), density) for batch in (1, 2, 3, 8, 16, 17, 64, 128) for density in (0.05, 0.25)),
+    LinearCase(8192, 28672, (1,), 0.05),
+    LinearCase(20, 40000, (5,), 0.1),
+)
 LARGE_CONVOLUTIONS = (
     ConvCase(8, 64, 128, (28, 28), (3, 3), padding=(1, 1), density=0.1),
     ConvCase(2, 256, 256, (14, 14), (3, 3), padding=(1, 1), density=0.05),
@@ -54,6 +59,18 @@ def as_users_run_it() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@pytest.fixture(params=["triton", "cuda"])
+def ours(request: pytest.FixtureRequest) -> str:
+    """A backend with kernels of our own; skips what it cannot run, but never for want of a build."""
+    if (
+        "operator" in request.fixturenames
+        and request.getfixturevalue("operator") == "conv2d"
+        and request.param == "cuda"
+    ):
+        pytest.skip("it has no conv2d")
+    return str(request.param)
+
+
 @dataclass
 class Problem:
     """A call with its operands and gradient, all of which stay where they are in memory."""
@@ -62,6 +79,7 @@ class Problem:
     inputs: dict[str, Tensor]
     dy: Tensor
     task_of_row: Tensor | None
+    differentiated: bool = True
 
     @property
     def moving(self) -> list[Tensor]:
@@ -69,7 +87,10 @@ class Problem:
         return [*self.inputs.values(), self.dy, *([] if self.task_of_row is None else [self.task_of_row])]
 
     def step(self) -> dict[str, Tensor]:
-        """Forward and backward."""
+        """Forward and backward; or forward alone."""
+        if not self.differentiated:
+            with torch.no_grad():
+                return {"y": self.call()}
         y = self.call()
         found = torch.autograd.grad(y, list(self.inputs.values()), self.dy)
         return {"y": y.detach(), **dict(zip(self.inputs, found, strict=True))}
@@ -96,7 +117,8 @@ def problem(operator: str, dtype: torch.dtype, backend: str | None = "triton") -
         vs = operands.values.split(sizes)
         return rk.grouped_linear(operands.x, vs, operands.patterns, task_of_row, operands.bias, backend=backend)
 
-    return Problem(call, operands.inputs, operands.dy, task_of_row)
+    # The gradients of the cuda backend's grouped product are those of dense, which wait for the device.
+    return Problem(call, operands.inputs, operands.dy, task_of_row, differentiated=backend != "cuda")
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -109,12 +131,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_small_shapes(operator: str, dtype: torch.dtype) -> None:
+def test_small_shapes(operator: str, dtype: torch.dtype, ours: str) -> None:
     """What compute-sanitizer watches: every kernel, once."""
     case = cases.SMALL[operator]
     operands = case.operands(dtype)
     exact = oracle.products(case.function(operands.mask), operands.x, operands.values, operands.bias, operands.dy)
-    y = case.call(operands, "triton")
+    y = case.call(operands, ours)
     assert_within_roundoff("y", y.cpu(), exact["y"], dtype)
     gradients = torch.autograd.grad(y, list(operands.inputs.values()), operands.dy)
     for name, gradient in zip(operands.inputs, gradients, strict=True):
@@ -122,16 +144,18 @@ def test_small_shapes(operator: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_run_gives_the_same_bits(operator: str, dtype: torch.dtype) -> None:
-    given = problem(operator, dtype)
+def test_every_run_gives_the_same_bits(operator: str, dtype: torch.dtype, ours: str) -> None:
+    given = problem(operator, dtype, ours)
     first = given.step()
     for _ in range(10):
         assert_same(given.step(), first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_graph_that_is_replayed_on_new_data_gives_the_eager_result(operator: str, dtype: torch.dtype) -> None:
-    given = problem(operator, dtype)
+def test_a_graph_that_is_replayed_on_new_data_gives_the_eager_result(
+    operator: str, dtype: torch.dtype, ours: str
+) -> None:
+    given = problem(operator, dtype, ours)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -148,13 +172,15 @@ def test_a_graph_that_is_replayed_on_new_data_gives_the_eager_result(operator: s
         assert_same(replayed, given.step())
 
 
-@pytest.mark.parametrize("asked", ["triton", None], ids=str)
+@pytest.mark.parametrize("asked", ["triton", "cuda", None], ids=str)
 def test_nothing_waits_for_the_device_once_the_plan_is_there(operator: str, asked: str | None) -> None:
+    if asked == "cuda" and operator == "conv2d":
+        pytest.skip("it has no conv2d")
     given = problem(operator, torch.bfloat16, asked)
     if asked is None and operator == "grouped_linear":
         group = PatternGroup.of(MEDIUM[operator].operands(torch.bfloat16).patterns)
-        if dispatch.choose(operator, group, 700, torch.bfloat16, None) == "dense":
-            pytest.skip("the dense backend waits, as grouped_linear says")
+        if dispatch.choose(operator, group, 700, torch.bfloat16, None) != "triton":
+            pytest.skip("the dense backend waits, and so do the gradients of the cuda backend, as grouped_linear says")
     given.step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -165,9 +191,9 @@ def test_nothing_waits_for_the_device_once_the_plan_is_there(operator: str, aske
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_work_runs_on_the_current_stream(operator: str, dtype: torch.dtype) -> None:
+def test_work_runs_on_the_current_stream(operator: str, dtype: torch.dtype, ours: str) -> None:
     """The operands are written late on a stream of their own: a launch on any other stream would read the old ones."""
-    given = problem(operator, dtype)
+    given = problem(operator, dtype, ours)
     given.load(1)
     new = [each.detach().clone() for each in given.moving]
     expected = given.step()
@@ -186,24 +212,35 @@ def test_work_runs_on_the_current_stream(operator: str, dtype: torch.dtype) -> N
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_work_runs_on_the_device_of_its_operands() -> None:
+def test_work_runs_on_the_device_of_its_operands(ours: str) -> None:
     mask = random_mask(65, 70, 0.2, 0)
     x, results = torch.randn(33, 70), []
     for device in ("cuda:0", "cuda:1"):
         pattern = rk.SparsePattern.from_mask(mask.to(device))
         values = torch.arange(pattern.nnz, device=device) / 1000
-        results.append(rk.linear(x.to(device), values, pattern, backend="triton").cpu())
+        results.append(rk.linear(x.to(device), values, pattern, backend=ours).cpu())
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_large_linear_products_are_exact_up_to_roundoff(case: LinearCase, dtype: torch.dtype) -> None:
+def test_large_linear_products_are_exact_up_to_roundoff(case: LinearCase, dtype: torch.dtype, ours: str) -> None:
     operands = case.operands(dtype)
     # The oracle computes where its mask is.
     function = case.function(operands.mask.to("cuda"))
     exact = oracle.products(function, operands.x, operands.values, operands.bias, operands.dy)
-    _assert_exact(case.call(operands, "triton"), operands, exact, dtype)
+    _assert_exact(case.call(operands, ours), operands, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SMALL_BATCHES, ids=str)
+def test_small_batches_are_exact_up_to_roundoff(case: LinearCase, dtype: torch.dtype) -> None:
+    operands = case.operands(dtype)
+    function = case.function(operands.mask.to("cuda"))
+    exact = oracle.products(function, operands.x, operands.values, operands.bias, operands.dy)
+    with torch.no_grad():
+        y = case.call(operands, "cuda")
+    assert_within_roundoff("y", y.to(exact["y"].value.device), exact["y"], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -215,12 +252,12 @@ def test_large_convolutions_are_exact_up_to_roundoff(case: ConvCase, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_grouped_products_are_exact_up_to_roundoff(dtype: torch.dtype) -> None:
+def test_large_grouped_products_are_exact_up_to_roundoff(dtype: torch.dtype, ours: str) -> None:
     case = GroupedCase(5, 300, 257, (640,), 0.1, absent=(2,))
     operands = case.operands(dtype)
     function = case.function(operands.mask.to("cuda"))
     exact = oracle.products(function, operands.x, operands.values, operands.bias, operands.dy)
-    _assert_exact(case.call(operands, "triton"), operands, exact, dtype)
+    _assert_exact(case.call(operands, ours), operands, exact, dtype)
 
 
 def _assert_exact(y: Tensor, operands: cases.Operands, exact: dict[str, oracle.Exact], dtype: torch.dtype) -> None:

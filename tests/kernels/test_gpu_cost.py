@@ -6,9 +6,9 @@ from torch import Tensor
 
 import rsn2_kernels as rk
 from rsn2_kernels import dispatch, plans
-from rsn2_kernels.backends import triton
+from rsn2_kernels.backends import cuda, triton
 from rsn2_kernels.geometry import ConvGeometry
-from rsn2_kernels.gpu_cost import DTYPES, Visits, dense_seconds, visiting_seconds
+from rsn2_kernels.gpu_cost import DTYPES, Visits, compact_seconds, dense_seconds, visiting_seconds
 from rsn2_kernels.group import PatternGroup
 
 from .cases import random_mask
@@ -137,6 +137,52 @@ def test_explaining_for_a_gpu_chooses_by_what_the_mask_makes_it_visit(
     said = rk.explain("linear", rk.SparsePattern.from_mask(mask), 4096, DTYPE, "cuda")
     assert said.backend == chosen == min(said.seconds, key=said.seconds.__getitem__)
     assert set(said.seconds) == {"dense", "triton"}
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both backends with GPU kernels are taken to be able to run."""
+    monkeypatch.setattr(triton, "unavailable", None)
+    monkeypatch.setattr(triton, "why_not", lambda device, dtype: None)
+    monkeypatch.setattr(cuda, "unavailable", None)
+    monkeypatch.setattr(cuda, "why_not", lambda op, device, dtype: None if op in cuda.OPERATORS else f"it has no {op}")
+
+
+@pytest.mark.usefixtures("able")
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.25])
+def test_small_batches_read_the_compact_weight_and_large_ones_do_not(density: float) -> None:
+    pattern = rk.SparsePattern.from_mask(random_mask(SIZE, SIZE, density, 0))
+    for batch in (1, 8, 16, 64):
+        assert rk.explain("linear", pattern, batch, DTYPE, "cuda").backend == "cuda"
+    for batch in (2048, 8192):
+        said = rk.explain("linear", pattern, batch, DTYPE, "cuda")
+        assert said.backend != "cuda"
+        assert said.seconds["cuda"] > said.seconds[said.backend] and "on cuda" in said.reason
+
+
+@pytest.mark.usefixtures("able")
+def test_explaining_says_that_the_small_batch_kernels_have_no_convolution() -> None:
+    pattern = rk.SparsePattern.from_mask(random_mask(64, 576, 0.1, 0))
+    said = rk.explain("conv2d", pattern, 1, DTYPE, "cuda", kernel_size=3)
+    assert "cuda" not in said.seconds and said.unavailable["cuda"] == "it has no conv2d"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grouped", [False, True], ids=["one task", "a task per row"])
+def test_a_compact_product_costs_more_with_more_rows_and_more_weights(dtype: torch.dtype, grouped: bool) -> None:
+    patterns = [rk.SparsePattern.from_mask(random_mask(1024, 2048, density, 0)) for density in (0.02, 0.1, 0.3, 0.9)]
+    by_weights = [compact_seconds(pattern, 1, dtype, grouped) for pattern in patterns]
+    assert by_weights == sorted(by_weights)
+    for pattern in patterns:
+        by_batch = [compact_seconds(pattern, batch, dtype, grouped) for batch in (1, 8, 128, 1024, 8192)]
+        assert by_batch == sorted(by_batch) and by_batch[-1] > 5 * by_batch[0]
+
+
+@pytest.mark.usefixtures("able")
+def test_thirty_tasks_with_a_row_each_run_in_one_launch() -> None:
+    group = PatternGroup.of([rk.SparsePattern.from_mask(random_mask(512, 512, 0.1, seed)) for seed in range(30)])
+    costs = dispatch._costs("grouped_linear", group, 30, DTYPE, torch.device("cuda"), None)
+    assert min(costs, key=costs.__getitem__) == "cuda"
 
 
 def test_one_launch_for_many_small_tasks_beats_a_dense_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
