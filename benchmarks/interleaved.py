@@ -1,8 +1,11 @@
 """Ratios that survive a noisy machine: all candidates are timed in turn, round after round, and medians compared."""
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -35,5 +38,20 @@ def medians(candidates: Mapping[str, Callable[[], object]], seconds: float = 0.2
 
 def machine() -> dict[str, object]:
     """What a results file says of the machine and the versions."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu_capability": capability}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name for itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

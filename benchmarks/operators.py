@@ -1,17 +1,19 @@
-"""Operators on packed weights against the dense library, interleaved in one process: `make bench`.
+"""Operators on packed weights against what a user would run instead, interleaved in one process: `make bench`.
 
     python benchmarks/operators.py --out results/operators-cpu.json
 
-Each problem is timed on a dense weight, on weight times mask (how sparse multitask networks ran before), with
-torch.sparse CSR where it has the operator, and by `rk.linear` / `rk.conv2d` as they choose for themselves. Ratios above
-1 are faster than dense.
+Each problem is timed on a dense weight (`F.linear`, `F.conv2d`), on weight times mask (how sparse multitask networks
+ran before), with torch.sparse CSR where it has the operator, and by `rk.linear` / `rk.conv2d` as they choose for
+themselves. Ratios above 1 are faster than the other. The peak is the best that this machine was measured to reach
+during the run: in multiply-adds of a large dense product, or at batch 1 in bytes of a sum over more memory than its
+caches hold.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +27,41 @@ from interleaved import machine, medians
 COLUMNS = (
     "problem",
     "density",
+    "backend",
     "forward: x dense",
-    "torch.sparse: x dense",
+    "x masked",
+    "x torch.sparse",
+    "of peak",
     "training: x dense",
-    "training: x masked",
+    "x masked",
+    "of peak",
 )
-DENSITIES = (0.05, 0.1, 0.2, 0.5)
+DENSITIES = (0.05, 0.1, 0.2, 0.25, 0.5)
+# Calls of each candidate, at least: on a shared machine some of them wait.
+ROUNDS = 11
+
+
+class Problem(NamedTuple):
+    """Shapes of x and of the weight; a convolution has 3 x 3 filters and a padding of 1."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, int]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def positions(self) -> int:
+        """How often each weight is multiplied."""
+        return self.x[0] * (self.x[2] * self.x[3] if len(self.x) == 4 else 1)
+
+
 PROBLEMS = {
-    "linear 512 x 1000 x 1000": ((512, 1000), (1000, 1000), torch.float32),
-    "linear 64 x 1000 x 1000": ((64, 1000), (1000, 1000), torch.float32),
-    "linear 1 x 4096 x 4096": ((1, 4096), (4096, 4096), torch.float32),
-    "linear 512 x 1000 x 1000, bf16": ((512, 1000), (1000, 1000), torch.bfloat16),
-    "conv 3x3, 64 -> 64, 28 x 28, batch 16": ((16, 64, 28, 28), (64, 576), torch.float32),
+    "linear 512 x 1000 x 1000": Problem((512, 1000), (1000, 1000)),
+    "linear 512 x 4096 x 4096": Problem((512, 4096), (4096, 4096)),
+    "linear 64 x 1000 x 1000": Problem((64, 1000), (1000, 1000)),
+    "linear 1 x 4096 x 4096": Problem((1, 4096), (4096, 4096)),
+    "linear 1 x 1000 x 1000": Problem((1, 1000), (1000, 1000)),
+    "linear 512 x 1000 x 1000, bf16": Problem((512, 1000), (1000, 1000), torch.bfloat16),
+    "conv 3x3, 64 -> 64, 28 x 28, batch 64": Problem((64, 64, 28, 28), (64, 576)),
 }
 
 
@@ -48,7 +73,7 @@ def runners(x: Tensor, weight: Tensor, mask: Tensor) -> tuple[dict[str, Callable
     weight = weight.requires_grad_()
 
     def dense(w: Tensor) -> Tensor:
-        return F.conv2d(x, w.view(64, 64, 3, 3), padding=1) if convolution else F.linear(x, w)
+        return F.conv2d(x, w.view(len(w), -1, 3, 3), padding=1) if convolution else F.linear(x, w)
 
     def packed() -> Tensor:
         return rk.conv2d(x, values, pattern, padding=1, kernel_size=3) if convolution else rk.linear(x, values, pattern)
@@ -70,54 +95,106 @@ def training_step(call: Callable[[], Tensor], inputs: list[Tensor], dy: Tensor) 
     return lambda: torch.autograd.grad(call(), inputs, dy)
 
 
+def peak(dtype: torch.dtype, seconds: float) -> dict[str, float]:
+    """What the machine reaches: multiply-adds per second of a large dense product, and bytes per second of a sum."""
+    size, large = 1024, torch.ones(64 << 20)
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    found = medians({"product": lambda: F.linear(a, b), "sum": large.sum}, seconds, ROUNDS)
+    return {"multiply_adds_per_second": size**3 / found["product"], "bytes_per_second": large.nbytes / found["sum"]}
+
+
+def share_best_peak(results: list[dict[str, Any]]) -> None:
+    """Give all results of one type and number of threads the best peak found beside any of them: less is contention."""
+    best: dict[Any, dict[str, float]] = {}
+    for found in results:
+        kind = (PROBLEMS[found["problem"]].dtype, found["threads"])
+        known = best.setdefault(kind, dict(found["peak"]))
+        for name, reached in found["peak"].items():
+            known[name] = max(known[name], reached)
+        found["peak"] = known
+
+
+def shares_of_peak(found: dict[str, Any]) -> tuple[float, float]:
+    """Of the peak that bounds a problem, what the packed forward product reaches and what its training step does."""
+    seconds = found["forward_seconds"]["packed"], found["forward_backward_seconds"]["packed"]
+    owned, positions = found["nnz"], PROBLEMS[found["problem"]].positions
+    if positions == 1:
+        # A value of 4 bytes and an index of 2; the gradient of x reads them again, that of the values writes 4 and
+        # reads 2.
+        reached = (6 * owned / seconds[0], 18 * owned / seconds[1])
+        bound = found["peak"]["bytes_per_second"]
+    else:
+        reached = (owned * positions / seconds[0], 3 * owned * positions / seconds[1])
+        bound = found["peak"]["multiply_adds_per_second"]
+    return reached[0] / bound, reached[1] / bound
+
+
 def cells(found: dict[str, Any]) -> list[str]:
     """A result as the row under COLUMNS."""
     forward, both = found["forward_seconds"], found["forward_backward_seconds"]
-    ratios = [
-        forward["dense"] / forward["packed"],
-        forward["dense"] / forward["torch.sparse"] if "torch.sparse" in forward else None,
-        both["dense"] / both["packed"],
-        both["masked"] / both["packed"],
+
+    def times(seconds: dict[str, float], other: str) -> str:
+        return f"{seconds[other] / seconds['packed']:.2f}" if other in seconds else ""
+
+    of_peak = [f"{100 * share:.0f} %" for share in shares_of_peak(found)]
+    return [
+        found["problem"],
+        str(found["density"]),
+        found["backend"],
+        *(times(forward, other) for other in ("dense", "masked", "torch.sparse")),
+        of_peak[0],
+        *(times(both, other) for other in ("dense", "masked")),
+        of_peak[1],
     ]
-    shown = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-    return [found["problem"], str(found["density"]), *shown]
 
 
-def measure(problem: str, density: float, seconds: float) -> dict[str, Any]:
+def measure(name: str, density: float, seconds: float) -> dict[str, Any]:
     """One problem at one density."""
-    shape, (rows, cols), dtype = PROBLEMS[problem]
+    problem = PROBLEMS[name]
     torch.manual_seed(0)
-    x = torch.randn(shape).to(dtype).requires_grad_()
-    calls, inputs = runners(x, torch.randn(rows, cols).to(dtype), torch.rand(rows, cols) < density)
+    x = torch.randn(problem.x).to(problem.dtype).requires_grad_()
+    mask = torch.rand(problem.weight) < density
+    calls, inputs = runners(x, torch.randn(problem.weight).to(problem.dtype), mask)
     with torch.no_grad():
-        forward = medians(calls, seconds)
+        forward = medians(calls, seconds, ROUNDS)
     dy = torch.randn_like(calls["packed"]())
-    both = medians({name: training_step(calls[name], inputs[name], dy) for name in inputs}, seconds)
+    both = medians({name: training_step(calls[name], inputs[name], dy) for name in inputs}, seconds, ROUNDS)
+    kind = {"op": "conv2d", "kernel_size": 3} if len(problem.x) == 4 else {"op": "linear"}
+    pattern = rk.SparsePattern.from_mask(mask)
+    chosen = rk.explain(pattern=pattern, batch=problem.positions, dtype=problem.dtype, device="cpu", **kind)  # type: ignore[arg-type]
     return {
-        "problem": problem,
+        "problem": name,
         "density": density,
+        "threads": torch.get_num_threads(),
+        "nnz": pattern.nnz,
+        "backend": chosen.backend,
+        "peak": peak(problem.dtype, seconds),
         "forward_seconds": forward,
         "forward_backward_seconds": both,
     }
 
 
 def main() -> None:
-    """Measure all, print a table, write a file if asked."""
+    """Measure all, print a table per number of threads, write a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="each of these numbers of threads")
     parser.add_argument("--seconds", type=float, default=0.3, help="time per candidate")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    table = Table(title=f"times as fast as the other, {arguments.threads} thread(s)")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "problem" else "right", no_wrap=column == "problem")
     results = []
-    for problem in PROBLEMS:
-        for density in DENSITIES:
-            results.append(measure(problem, density, arguments.seconds))
-            table.add_row(*cells(results[-1]))
-    Console().print(table)
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        table = Table(title=f"times as fast as the other, {threads} thread(s)")
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == "problem" else "right", no_wrap=column == "problem")
+        for name in PROBLEMS:
+            for density in DENSITIES:
+                results.append(measure(name, density, arguments.seconds))
+        share_best_peak(results)
+        for found in results:
+            if found["threads"] == threads:
+                table.add_row(*cells(found))
+        Console(width=150).print(table)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")

@@ -60,11 +60,23 @@ def demo() -> str:
 
 
 def speed() -> str:
-    """Operators against the dense library."""
+    """Operators against the dense library, one table per number of threads."""
     content = json.loads((ROOT / "results/operators-cpu.json").read_text())
     machine = content["machine"]
-    table = markdown(operators.COLUMNS, [operators.cells(found) for found in content["results"]])
-    return f"torch {machine['torch']}, {machine['cpu_capability']}, {machine['threads']} thread.\n\n{table}"
+    parts = [f"torch {machine['torch']}, {machine['cpu']}, {machine['cpu_capability']}, {machine['cores']} cores."]
+    for threads in sorted({found["threads"] for found in content["results"]}):
+        rows = [operators.cells(found) for found in content["results"] if found["threads"] == threads]
+        parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown(operators.COLUMNS, rows)]
+    return "\n\n".join(parts)
+
+
+def epoch() -> str:
+    """One epoch of training against dense and masked networks."""
+    content = json.loads((ROOT / "results/epoch-cpu.json").read_text())
+    seconds = content["seconds"]
+    rows = [[name, f"{each:.2f}", f"{each / seconds['packed']:.2f}"] for name, each in seconds.items()]
+    table = markdown(["network", "seconds of one epoch", "times the packed one's"], rows)
+    return f"torch {content['machine']['torch']}, {content['machine']['threads']} thread.\n\n{table}"
 
 
 def occupancies() -> Any:
@@ -157,6 +169,7 @@ def by_layer(network: str) -> str:
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "demo", demo),
     ("docs/performance.md", "speed", speed),
+    ("docs/performance.md", "epoch", epoch),
     ("docs/plan.md", "short", short),
     ("docs/plan.md", "tiles", tiles),
     ("docs/plan.md", "occupancy", partial(summary, occupancy.OCCUPANCIES)),

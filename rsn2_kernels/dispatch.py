@@ -4,6 +4,7 @@ Costs are predicted seconds of one forward product. The backward products cost a
 one choice serves a training step. On the CPU their model is fitted here; that of a GPU is in gpu_cost.py.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,10 +16,16 @@ from rsn2_kernels.backends import Backend, cpu, cuda, dense, reference, triton
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.pattern import SparsePattern
+from rsn2_kernels.tracing import is_traced
 
 OPERATORS = ("linear", "conv2d", "grouped_linear")
 
-_MODULES = {"reference": reference, "dense": dense, "cpu": cpu, "cuda": cuda, "triton": triton}
+# Calls that one weight remembers the backend and index of: enough for the batch sizes of a program.
+_REMEMBERED = 64
+
+_MODULES = cast(
+    dict[str, Backend], {"reference": reference, "dense": dense, "cpu": cpu, "cuda": cuda, "triton": triton}
+)
 
 
 class BackendError(RuntimeError):
@@ -52,7 +59,7 @@ class Explanation:
 
 def module(name: str) -> Backend:
     """The module of a backend that is known to be available."""
-    return cast(Backend, _MODULES[name])
+    return _MODULES[name]
 
 
 def available_backends() -> dict[str, bool | str]:
@@ -99,6 +106,31 @@ def choose(
     return backend
 
 
+def resolve(
+    op: str,
+    weight: CsrIndex,
+    batch: int,
+    dtype: torch.dtype,
+    backend: str | None,
+    with_columns: bool,
+    geometry: ConvGeometry | None = None,
+) -> tuple[str, list[Tensor]]:
+    """What `choose` and `index` say; the weight remembers it for the next such call, unless the call is traced."""
+    if is_traced():
+        name = choose(op, weight, batch, dtype, backend, geometry)
+        return name, index(name, weight, with_columns, geometry)
+    known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
+    key = (op, batch, dtype, backend, with_columns, geometry)
+    found = known.get(key)
+    if found is None:
+        name = choose(op, weight, batch, dtype, backend, geometry)
+        found = name, index(name, weight, with_columns, geometry)
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        known[key] = found
+    return found
+
+
 def explain(
     op: str,
     pattern: SparsePattern,
@@ -140,7 +172,7 @@ def explain(
     if "cpu" not in costs:
         unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
     unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
-    others = {name: cost / costs[best] for name, cost in costs.items() if name != best}
+    others = {name: cost / max(costs[best], 1e-9) for name, cost in costs.items() if name != best}
     against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
     reason = f"predicted fastest at density {pattern.density:.3f} and batch {batch} ({against})"
     if not others:
@@ -206,14 +238,14 @@ def features(pattern: CsrIndex, batch: int) -> dict[str, tuple[float, ...]]:
 # results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 96 to 100 % of the
 # cases of each row. More threads scale both sides.
 _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
-    ("linear", torch.float32): {"dense": (32900, 3.91, 0.244, 0.0228), "cpu": (17100, 1.12, 0.254, 0.0229)},
-    ("linear", torch.float64): {"dense": (33700, 4.22, 0.483, 0.0448), "cpu": (17900, 1.34, 0.344, 0.0501)},
-    ("linear", torch.bfloat16): {"dense": (45900, 3.97, 0.119, 0.00493), "cpu": (20800, 1.08, 0.263, 0.0203)},
-    ("linear", torch.float16): {"dense": (42100, 3.97, 0.0389, 0.0995), "cpu": (18900, 2.03, 1.62, 0.0292)},
-    ("conv2d", torch.float32): {"dense": (103000, 3.8, 0, 0.00999), "cpu": (44100, 11.1, 0.0599, 0.0188)},
-    ("conv2d", torch.float64): {"dense": (84100, 2.96, 10.8, 0.0503), "cpu": (0, 13.2, 0.212, 0.0451)},
-    ("conv2d", torch.bfloat16): {"dense": (129000, 3.08, 0, 0.00516), "cpu": (46800, 13.8, 0.0702, 0.0173)},
-    ("conv2d", torch.float16): {"dense": (110000, 4.43, 0, 0.01), "cpu": (78700, 12.8, 0.276, 0.0184)},
+    ("linear", torch.float32): {"dense": (22500, 3.84, 0.204, 0.026), "cpu": (8860, 0.519, 0.149, 0.025)},
+    ("linear", torch.float64): {"dense": (22100, 4.08, 0.485, 0.0514), "cpu": (8740, 0.589, 0.231, 0.0508)},
+    ("linear", torch.bfloat16): {"dense": (30900, 4.41, 0.126, 0.00633), "cpu": (9810, 0.633, 0.278, 0.0244)},
+    ("linear", torch.float16): {"dense": (30400, 3.39, 0.0188, 0.118), "cpu": (10900, 1.44, 1.6, 0.0252)},
+    ("conv2d", torch.float32): {"dense": (58700, 0, 0, 0.0141), "cpu": (0, 0, 0.124, 0.0267)},
+    ("conv2d", torch.float64): {"dense": (21500, 0, 0, 0.0606), "cpu": (0, 1.67, 0.126, 0.0502)},
+    ("conv2d", torch.bfloat16): {"dense": (101000, 2.06, 0, 0.00523), "cpu": (23400, 6.91, 0.07, 0.0208)},
+    ("conv2d", torch.float16): {"dense": (86000, 4.87, 0, 0.0116), "cpu": (44300, 12.8, 0.296, 0.0184)},
 }
 
 

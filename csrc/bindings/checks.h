@@ -44,6 +44,16 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
   STD_TORCH_CHECK(tensor.is_contiguous(), op, ": expected ", name, " to be contiguous");
 }
 
+// A contiguous matrix of `rows` by `cols` elements.
+inline void check_matrix(const char* op, const char* name, const Tensor& tensor, ScalarType type, int64_t rows,
+                         int64_t cols) {
+  check_tensor(op, name, tensor, 2);
+  check_type(op, name, tensor, type);
+  check_size(op, name, tensor, 0, rows);
+  check_size(op, name, tensor, 1, cols);
+  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": expected ", name, " to be contiguous");
+}
+
 // Returns nnz. crow must be an int32 vector that starts at 0 and ends at the length of indices, which are int32, or
 // int16 where `narrow` allows it.
 inline int64_t check_compressed(const char* op, const char* crow_name, const Tensor& crow, const char* index_name,

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "../cpu/conv2d.h"
+#include "../cpu/grouped.h"
 #include "../cpu/isa.h"
 #include "../cpu/linear.h"
 #include "checks.h"
@@ -146,6 +147,91 @@ Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) {
   return dvalues;
 }
 
+// The tasks of the rows of a batch, sorted.
+cpu::RowsByTask rows_by_task(const char* op, const Tensor& task_of_row, int64_t batch, int64_t tasks) {
+  check_vector(op, "task_of_row", task_of_row, ScalarType::Long, batch);
+  return {read<int64_t>(task_of_row), batch, tasks};
+}
+
+// Rows of each task in a stack.
+int64_t rows_per_task(const char* op, const char* name, const Tensor& crow, int64_t tasks) {
+  const int64_t rows = crow.size(0) - 1;
+  STD_TORCH_CHECK(tasks >= 1 && rows % tasks == 0, op, ": expected tasks to divide the ", rows, " rows of ", name,
+                  ", got ", tasks);
+  return rows / tasks;
+}
+
+template <class I>
+cpu::StackedCsr<I> stacked(const Tensor& crow, const Tensor& col, int64_t tasks) {
+  return {tasks, (crow.size(0) - 1) / tasks, read<int32_t>(crow), read<I>(col)};
+}
+
+Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor crow,
+                      Tensor col, int64_t tasks) {
+  const char* const op = "rsn2_cpu::grouped_linear";
+  check_tensor(op, "x", x, 2);
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
+  const int64_t rows = rows_per_task(op, "crow", crow, tasks);
+  check_vector(op, "values", values, x.scalar_type(), nnz);
+  if (biases) check_matrix(op, "biases", *biases, x.scalar_type(), tasks, rows);
+  const cpu::RowsByTask order = rows_by_task(op, task_of_row, x.size(0), tasks);
+  Tensor y = empty(x, {x.size(0), rows});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::grouped_linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(biases),
+                             stacked<decltype(index)>(crow, col, tasks), order, write<S>(y));
+    });
+  });
+  return y;
+}
+
+Tensor grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor crow, Tensor col, Tensor crow_t,
+                         Tensor row_t, Tensor perm, int64_t tasks) {
+  const char* const op = "rsn2_cpu::grouped_linear_dx";
+  check_tensor(op, "dy", dy, 2);
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
+  check_compressed(op, "crow_t", crow_t, "row_t", row_t, true);
+  check_size(op, "row_t", row_t, 0, nnz);
+  check_perm(op, perm, row_t);
+  check_size(op, "dy", dy, 1, rows_per_task(op, "crow", crow, tasks));
+  check_vector(op, "values", values, dy.scalar_type(), nnz);
+  const cpu::RowsByTask order = rows_by_task(op, task_of_row, dy.size(0), tasks);
+  Tensor dx = empty(dy, {dy.size(0), rows_per_task(op, "crow_t", crow_t, tasks)});
+  with_type(op, dy.scalar_type(), [&](auto element) {
+    with_index(col, [&](auto col_index) {
+      with_index(row_t, [&](auto row_index) {
+        using S = decltype(element);
+        cpu::grouped_linear_dx<S>(context(), matrix<S>(dy), read<S>(values),
+                                  stacked<decltype(col_index)>(crow, col, tasks),
+                                  stacked<decltype(row_index)>(crow_t, row_t, tasks), read<int32_t>(perm), order,
+                                  write<S>(dx));
+      });
+    });
+  });
+  return dx;
+}
+
+Tensor grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, int64_t tasks) {
+  const char* const op = "rsn2_cpu::grouped_linear_dvalues";
+  check_tensor(op, "x", x, 2);
+  check_tensor(op, "dy", dy, 2);
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
+  check_type(op, "dy", dy, x.scalar_type());
+  check_size(op, "dy", dy, 0, x.size(0));
+  check_size(op, "dy", dy, 1, rows_per_task(op, "crow", crow, tasks));
+  const cpu::RowsByTask order = rows_by_task(op, task_of_row, x.size(0), tasks);
+  Tensor dvalues = empty(x, {nnz});
+  with_type(op, x.scalar_type(), [&](auto element) {
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::grouped_linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x),
+                                     stacked<decltype(index)>(crow, col, tasks), order, write<S>(dvalues));
+    });
+  });
+  return dvalues;
+}
+
 struct ConvArguments {
   const IntList &kernel_size, &stride, &padding, &dilation;
   int64_t groups;
@@ -257,6 +343,12 @@ STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
         "Tensor perm) -> Tensor");
   m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) -> Tensor");
+  m.def("grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor task_of_row, Tensor crow, Tensor col, "
+        "int tasks) -> Tensor");
+  m.def("grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor crow, Tensor col, Tensor crow_t, "
+        "Tensor row_t, Tensor perm, int tasks) -> Tensor");
+  m.def("grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, int tasks) -> "
+        "Tensor");
   m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV
         ") -> Tensor");
@@ -267,6 +359,9 @@ STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_dx", TORCH_BOX(&linear_dx));
   m.impl("linear_dvalues", TORCH_BOX(&linear_dvalues));
+  m.impl("grouped_linear", TORCH_BOX(&grouped_linear));
+  m.impl("grouped_linear_dx", TORCH_BOX(&grouped_linear_dx));
+  m.impl("grouped_linear_dvalues", TORCH_BOX(&grouped_linear_dvalues));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_dx", TORCH_BOX(&conv2d_dx));
   m.impl("conv2d_dvalues", TORCH_BOX(&conv2d_dvalues));

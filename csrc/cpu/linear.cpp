@@ -140,7 +140,9 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   }
   const Buffer<T> in_columns(weight.nnz);
   for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) in_columns.data()[k] = widen(values[transposed.perm[k]]);
+    for (int64_t k = begin; k < end; ++k) {
+      in_columns.data()[k] = widen(values[transposed.perm[k] - transposed.perm_base]);
+    }
   });
   const SparseRows<T, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row, in_columns.data(),
                                  nullptr};

@@ -23,7 +23,8 @@ struct TransposedCsr {
   int64_t nnz;
   const int32_t* crow;  // [cols + 1]
   const I* row;         // [nnz], ascending within a column
-  const int32_t* perm;  // [nnz], position of the weight in the row-major order
+  const int32_t* perm;  // [nnz], position of the weight in the row-major order, counted from perm_base
+  int64_t perm_base = 0;
 };
 
 // Rows of (value, index) pairs; index times the panel's index_scale is an offset into a panel.

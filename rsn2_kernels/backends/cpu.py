@@ -6,12 +6,12 @@ it is missing, `unavailable` says why and the other backends serve.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsn2_kernels.backends import Index, activated
-from rsn2_kernels.backends.by_task import dvalues_by_task, dx_by_task, linear_by_task
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
@@ -33,7 +33,18 @@ def _load() -> str | None:
 
 
 unavailable = _load()
-_native = torch.ops.rsn2_cpu
+
+
+def _operator(name: str) -> Any:
+    """An operator of the library, without the search for an overload at every call."""
+    return getattr(torch.ops.rsn2_cpu, name).default if unavailable is None else None
+
+
+_linear, _linear_dx, _linear_dvalues = map(_operator, ("linear", "linear_dx", "linear_dvalues"))
+_grouped_linear, _grouped_linear_dx, _grouped_linear_dvalues = map(
+    _operator, ("grouped_linear", "grouped_linear_dx", "grouped_linear_dvalues")
+)
+_conv2d, _conv2d_dx, _conv2d_dvalues = map(_operator, ("conv2d", "conv2d_dx", "conv2d_dvalues"))
 
 NARROW = 1 << 16
 """Rows or columns whose indices fit 16 bits. torch has few operators for uint16: an int16 tensor holds their bits."""
@@ -60,19 +71,19 @@ def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """Sparse rows times a panel of packed x."""
-    result: Tensor = _native.linear(x, values.contiguous(), bias, index[0], index[1])
-    return activated(result, activation)
+    result: Tensor = _linear(x, values.contiguous(), bias, index[0], index[1])
+    return result if activation == "none" else activated(result, activation)
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
     """The same product over the column order, or for a small batch each row added to where it belongs."""
-    result: Tensor = _native.linear_dx(dy, values.contiguous(), *index)
+    result: Tensor = _linear_dx(dy, values.contiguous(), *index)
     return result
 
 
 def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
     """One dot product per owned weight."""
-    result: Tensor = _native.linear_dvalues(dy, x, index[0], index[1])
+    result: Tensor = _linear_dvalues(dy, x, index[0], index[1])
     return result
 
 
@@ -80,32 +91,38 @@ def conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry, activation: str = "none"
 ) -> Tensor:
     """Direct sparse convolution, vectors along the output positions."""
-    result: Tensor = _native.conv2d(x, values.contiguous(), bias, index[0], index[1], *geometry)
-    return activated(result, activation)
+    result: Tensor = _conv2d(x, values.contiguous(), bias, index[0], index[1], *geometry)
+    return result if activation == "none" else activated(result, activation)
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
     """The same convolution over the column order."""
-    result: Tensor = _native.conv2d_dx(dy, values.contiguous(), *index[2:], size, *geometry)
+    result: Tensor = _conv2d_dx(dy, values.contiguous(), *index[2:], size, *geometry)
     return result
 
 
 def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
     """One dot product over the output positions per owned weight."""
-    result: Tensor = _native.conv2d_dvalues(dy, x, index[0], index[1], *geometry)
+    result: Tensor = _conv2d_dvalues(dy, x, index[0], index[1], *geometry)
     return result
 
 
 def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
-    """One native product per task that has rows, on the rows sorted by task."""
-    return linear_by_task(linear, x, values, biases, index, tasks)
+    """Rows sorted by task, then the product of `linear` for each task that has rows."""
+    task_of_row, crow, col = index[:3]
+    result: Tensor = _grouped_linear(x, values.contiguous(), biases, task_of_row.contiguous(), crow, col, tasks)
+    return result
 
 
 def grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int) -> Tensor:
     """The same with `linear_dx`."""
-    return dx_by_task(linear_dx, dy, values, index, tasks)
+    task_of_row, *rest = index
+    result: Tensor = _grouped_linear_dx(dy, values.contiguous(), task_of_row.contiguous(), *rest, tasks)
+    return result
 
 
 def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> Tensor:
     """The same with `linear_dvalues`."""
-    return dvalues_by_task(linear_dvalues, dy, x, index, tasks)
+    task_of_row, crow, col = index[:3]
+    result: Tensor = _grouped_linear_dvalues(dy, x, task_of_row.contiguous(), crow, col, tasks)
+    return result

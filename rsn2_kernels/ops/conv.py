@@ -10,7 +10,8 @@ from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import channels_last
-from rsn2_kernels.ops.library import checked_operands, empty_images, fused_activation, register
+from rsn2_kernels.ops.library import checked_operands, empty_images, fused_activation
+from rsn2_kernels.ops.operator import Operator
 from rsn2_kernels.pattern import SparsePattern
 
 
@@ -62,13 +63,14 @@ def conv2d(
     if min(height, width) < 1:
         raise ValueError(f"x: its {tuple(x.shape[-2:])} pixels are smaller than the kernel's reach.")
     images = x if x.dim() == 4 else x.unsqueeze(0)
-    name = dispatch.choose("conv2d", pattern, images.shape[0] * height * width, x.dtype, backend, geometry)
-    index = dispatch.index(name, pattern, x.requires_grad and torch.is_grad_enabled(), geometry)
+    records = torch.is_grad_enabled()
+    positions = images.shape[0] * height * width
+    with_columns = records and x.requires_grad
+    name, index = dispatch.resolve("conv2d", pattern, positions, x.dtype, backend, with_columns, geometry)
     inside, behind = fused_activation(activation, (x, values, bias))
-    if values.requires_grad and torch.is_grad_enabled():
+    if records and values.requires_grad:
         images = channels_last(images, (name,))
-    y: Tensor = torch.ops.rsn2.conv2d(images, values, bias, index, inside, *geometry, name)
-    y = activated(y, behind)
+    y = activated(_CONV2D(images, values, bias, index, inside, *geometry, name), behind)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -109,19 +111,29 @@ def _geometry(fields: Any) -> ConvGeometry:
 
 
 _REST = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
-register(
+_CONV2D = Operator(
     f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, {_REST}) -> Tensor",
     _conv2d,
     _conv2d_fake,
+    operands=3,
 )
-register(
+_CONV2D_DX = Operator(
     f"conv2d_dx(Tensor dy, Tensor values, Tensor[] index, SymInt[2] size, {_REST}) -> Tensor",
     _conv2d_dx,
     _conv2d_dx_fake,
+    operands=2,
 )
-register(
+_CONV2D_DVALUES = Operator(
     f"conv2d_dvalues(Tensor dy, Tensor x, Tensor[] index, {_REST}) -> Tensor",
     _conv2d_dvalues,
     _conv2d_dvalues_fake,
+    operands=2,
 )
-register_gradients("conv2d", size_of=lambda x: (x.shape[2:],), activates=True, laid_out=channels_last)
+register_gradients(
+    _CONV2D,
+    _CONV2D_DX,
+    _CONV2D_DVALUES,
+    size_of=lambda x: (x.shape[2:],),
+    activates=True,
+    laid_out=channels_last,
+)

@@ -11,7 +11,8 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
-from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, empty_matrix, in_one_dtype, register
+from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, empty_matrix, in_one_dtype
+from rsn2_kernels.ops.operator import Operator
 from rsn2_kernels.pattern import SparsePattern
 
 Item = TypeVar("Item")
@@ -62,10 +63,10 @@ def grouped_linear(
     _check_tasks(task_of_row, x, len(ps))
     group = PatternGroup.of(ps)
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
-    name = dispatch.choose("grouped_linear", group, flat.shape[0], x.dtype, backend)
-    stacked = dispatch.index(name, group, with_columns=x.requires_grad and torch.is_grad_enabled())
+    with_columns = torch.is_grad_enabled() and x.requires_grad
+    name, stacked = dispatch.resolve("grouped_linear", group, flat.shape[0], x.dtype, backend, with_columns)
     index = [task_of_row.reshape(flat.shape[0]).to(torch.int64), *stacked]
-    y: Tensor = torch.ops.rsn2.grouped_linear(flat, values, biases, index, len(ps), name)
+    y = _GROUPED_LINEAR(flat, values, biases, index, len(ps), name)
     return y.view(*x.shape[:-1], rows)
 
 
@@ -176,19 +177,28 @@ def _grouped_linear_dbias(dy: Tensor, index: Index, tasks: int, backend: str) ->
     return (one_hot @ wide.where(finite, 0)).masked_fill(spoiled, torch.nan).to(dy.dtype)
 
 
-register(
+_GROUPED_LINEAR = Operator(
     "grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor[] index, int tasks, str backend) -> Tensor",
     _grouped_linear,
     _grouped_linear_fake,
+    operands=3,
 )
-register(
+_GROUPED_LINEAR_DX = Operator(
     "grouped_linear_dx(Tensor dy, Tensor values, Tensor[] index, int tasks, str backend) -> Tensor",
     _grouped_linear_dx,
     _grouped_linear_dx_fake,
+    operands=2,
 )
-register(
+_GROUPED_LINEAR_DVALUES = Operator(
     "grouped_linear_dvalues(Tensor dy, Tensor x, Tensor[] index, int tasks, str backend) -> Tensor",
     _grouped_linear_dvalues,
     _grouped_linear_dvalues_fake,
+    operands=2,
 )
-register_gradients("grouped_linear", size_of=lambda x: (), dbias=_grouped_linear_dbias)
+register_gradients(
+    _GROUPED_LINEAR,
+    _GROUPED_LINEAR_DX,
+    _GROUPED_LINEAR_DVALUES,
+    size_of=lambda x: (),
+    dbias=_grouped_linear_dbias,
+)

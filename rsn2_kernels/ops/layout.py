@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels.backends import triton
-from rsn2_kernels.ops.library import LIBRARY, empty_matrix, register
+from rsn2_kernels.ops.library import empty_matrix
+from rsn2_kernels.ops.operator import Operator
 
 
 def feature_major(x: Tensor, rest: Sequence[Any]) -> Tensor:
@@ -20,8 +21,7 @@ def feature_major(x: Tensor, rest: Sequence[Any]) -> Tensor:
     # No question about the batch: it may be symbolic.
     if rest[-1] != "triton" or x.stride(0) == 1:
         return x
-    laid_out: Tensor = torch.ops.rsn2.feature_major(x)
-    return laid_out
+    return _FEATURE_MAJOR(x)
 
 
 def channels_last(x: Tensor, rest: Sequence[Any]) -> Tensor:
@@ -33,5 +33,5 @@ def _feature_major_fake(x: Tensor) -> Tensor:
     return empty_matrix(x, x.shape[0], x.shape[1], "triton")
 
 
-register("feature_major(Tensor x) -> Tensor", triton.feature_major, _feature_major_fake)
-torch.library.register_autograd("rsn2::feature_major", lambda ctx, gradient: gradient, lib=LIBRARY)
+_FEATURE_MAJOR = Operator("feature_major(Tensor x) -> Tensor", triton.feature_major, _feature_major_fake, operands=1)
+_FEATURE_MAJOR.differentiate(lambda ctx, *call: None, lambda ctx, gradient: (gradient,))

@@ -1,7 +1,4 @@
-"""Registration with torch, and the checks that every operator makes before a kernel sees its operands."""
-
-from collections.abc import Callable
-from typing import Any
+"""What the operators share: checks before a kernel sees the operands, and empty results for the shape functions."""
 
 import torch
 from torch import Tensor
@@ -9,16 +6,7 @@ from torch.autograd import forward_ad
 
 from rsn2_kernels.backends import ACTIVATIONS
 from rsn2_kernels.pattern import SparsePattern
-
-LIBRARY = torch.library.Library("rsn2", "DEF")
-
-
-def register(schema: str, implementation: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
-    """Define ``rsn2::<schema>`` for all devices, with its shape function; for gradients see `gradients.py`."""
-    name = schema.partition("(")[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
+from rsn2_kernels.tracing import PLAIN
 
 
 def fused_activation(activation: str | None, operands: tuple[Tensor | None, ...]) -> tuple[str, str]:
@@ -27,7 +15,9 @@ def fused_activation(activation: str | None, operands: tuple[Tensor | None, ...]
     Raises:
         ValueError: if ``activation`` is neither None nor one of ACTIVATIONS.
     """
-    name = "none" if activation is None else activation
+    if activation is None:
+        return "none", "none"
+    name = activation
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected None or one of {ACTIVATIONS}. Got {activation!r}.")
     recorded = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in operands)
@@ -46,18 +36,6 @@ def empty_images(x: Tensor, images: int, channels: int, height: int, width: int,
     return x.new_empty(images, channels, height, width)
 
 
-def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Operands have their types when an operator gets them: torch's own operators inside must not change them again."""
-
-    def run(x: Tensor, *rest: Any) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return implementation(x, *rest)
-        with torch.autocast(x.device.type, enabled=False):
-            return implementation(x, *rest)
-
-    return run
-
-
 def checked_operands(
     x: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -68,6 +46,8 @@ def checked_operands(
             dtype or from ``pattern`` in device.
         NotImplementedError: under forward-mode differentiation.
     """
+    if _fit_as_they_are(x, values, bias, pattern):
+        return x, values, bias
     check_pattern("pattern", pattern)
     operands = {"x": x, "values": values} | ({} if bias is None else {"bias": bias})
     check_floating(operands, pattern.device)
@@ -76,6 +56,24 @@ def checked_operands(
         check_shape("bias", bias, (pattern.shape[0],), "one per row")
     operands = in_one_dtype(operands)
     return operands["x"], operands["values"], operands.get("bias")
+
+
+def _fit_as_they_are(x: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsePattern) -> bool:
+    """Whether nothing is left to convert or to refuse: in one expression, as this is asked before every product."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(pattern) is SparsePattern
+        and type(x) in PLAIN
+        and type(values) in PLAIN
+        and (bias is None or type(bias) in PLAIN)
+        and x.dtype == values.dtype
+        and x.dtype.is_floating_point
+        and values.shape == (pattern.nnz,)
+        and x.device == values.device == pattern.device
+        and (bias is None or (bias.dtype == x.dtype and bias.device == x.device and bias.shape == pattern.shape[:1]))
+        and forward_ad._current_level < 0
+        and not torch._C._is_any_autocast_enabled()
+    )
 
 
 def check_pattern(name: str, pattern: SparsePattern) -> None:

@@ -9,7 +9,8 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, activated, columns
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import feature_major
-from rsn2_kernels.ops.library import checked_operands, empty_matrix, fused_activation, register
+from rsn2_kernels.ops.library import checked_operands, empty_matrix, fused_activation
+from rsn2_kernels.ops.operator import Operator
 from rsn2_kernels.pattern import SparsePattern
 
 
@@ -51,14 +52,14 @@ def linear(
     rows, cols = pattern.shape
     if x.dim() == 0 or x.shape[-1] != cols:
         raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
-    flat = x.reshape(math.prod(x.shape[:-1]), cols)
-    name = dispatch.choose("linear", pattern, flat.shape[0], x.dtype, backend)
-    index = dispatch.index(name, pattern, with_columns=x.requires_grad and torch.is_grad_enabled())
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), cols)
+    records = torch.is_grad_enabled()
+    name, index = dispatch.resolve("linear", pattern, flat.shape[0], x.dtype, backend, records and x.requires_grad)
     inside, behind = fused_activation(activation, (x, values, bias))
-    if values.requires_grad and torch.is_grad_enabled():
+    if records and values.requires_grad:
         flat = feature_major(flat, (name,))
-    y: Tensor = torch.ops.rsn2.linear(flat, values, bias, index, inside, name)
-    return activated(y, behind).view(*x.shape[:-1], rows)
+    y = activated(_LINEAR(flat, values, bias, index, inside, name), behind)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
 def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, backend: str) -> Tensor:
@@ -85,13 +86,22 @@ def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, backend: str) -> T
     return dy.new_empty(index[1].shape[0])
 
 
-register(
+_LINEAR = Operator(
     "linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, str backend) -> Tensor",
     _linear,
     _linear_fake,
+    operands=3,
 )
-register("linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor", _linear_dx, _linear_dx_fake)
-register(
-    "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor", _linear_dvalues, _linear_dvalues_fake
+_LINEAR_DX = Operator(
+    "linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor",
+    _linear_dx,
+    _linear_dx_fake,
+    operands=2,
 )
-register_gradients("linear", size_of=lambda x: (), activates=True, laid_out=feature_major)
+_LINEAR_DVALUES = Operator(
+    "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor",
+    _linear_dvalues,
+    _linear_dvalues_fake,
+    operands=2,
+)
+register_gradients(_LINEAR, _LINEAR_DX, _LINEAR_DVALUES, size_of=lambda x: (), activates=True, laid_out=feature_major)
