@@ -1,7 +1,8 @@
 """Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
-Costs are predicted seconds of one forward product. The backward products cost about the same each, on either side, so
-one choice serves a training step. On the CPU their model is fitted here; that of a GPU is in gpu_cost.py.
+Costs are predicted seconds of one forward product. The backward products cost about the same each, so that one choice
+serves a training step; but those of the cuda backend are the dense one's, and it is judged by all three. On the CPU the
+model is fitted here; that of a GPU is in gpu_cost.py.
 """
 
 from collections.abc import Hashable
@@ -92,14 +93,15 @@ def choose(
     dtype: torch.dtype,
     backend: str | None,
     geometry: ConvGeometry | None = None,
+    trains: bool = False,
 ) -> str:
-    """The backend that runs a call: the one asked for, else the cheapest predicted.
+    """The backend that runs a call, and its gradients if it trains: the one asked for, else the cheapest predicted.
 
     Raises:
         BackendError: if the backend asked for does not exist or cannot run this call; says why.
     """
     if backend is None:
-        return _cheapest(_costs(op, weight, batch, dtype, weight.device, geometry))
+        return _cheapest(_costs(op, weight, batch, dtype, weight.device, geometry, trains))
     why = _why_not(backend, weight.device, dtype, op)
     if why is not None:
         raise BackendError(f"backend {backend!r} cannot run this call: {why}.")
@@ -114,16 +116,17 @@ def resolve(
     backend: str | None,
     with_columns: bool,
     geometry: ConvGeometry | None = None,
+    trains: bool = False,
 ) -> tuple[str, list[Tensor]]:
     """What `choose` and `index` say; the weight remembers it for the next such call, unless the call is traced."""
     if is_traced():
-        name = choose(op, weight, batch, dtype, backend, geometry)
+        name = choose(op, weight, batch, dtype, backend, geometry, trains)
         return name, index(name, weight, with_columns, geometry)
     known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
-    key = (op, batch, dtype, backend, with_columns, geometry)
+    key = (op, batch, dtype, backend, with_columns, geometry, trains)
     found = known.get(key)
     if found is None:
-        name = choose(op, weight, batch, dtype, backend, geometry)
+        name = choose(op, weight, batch, dtype, backend, geometry, trains)
         found = name, index(name, weight, with_columns, geometry)
         if len(known) >= _REMEMBERED:
             known.clear()
@@ -140,6 +143,7 @@ def explain(
     *,
     kernel_size: int | Pair = 1,
     groups: int = 1,
+    training: bool = False,
 ) -> Explanation:
     """Say which backend `backend=None` would run, what each is predicted to cost, and why.
 
@@ -150,6 +154,7 @@ def explain(
         dtype: of the operands.
         device: where the call would run.
         kernel_size, groups: of a conv2d; what a GPU would visit depends on them.
+        training: whether gradients are recorded; the seconds are then those of a third of a training step.
 
     Raises:
         ValueError: if ``op`` is not an operator, ``batch`` is negative, ``dtype`` is not a floating-point one, or the
@@ -165,7 +170,7 @@ def explain(
     if geometry is not None:
         check_filters(pattern, geometry)
     where = torch.device(device)
-    costs = _costs(op, pattern, batch, dtype, where, geometry)
+    costs = _costs(op, pattern, batch, dtype, where, geometry, training)
     best = _cheapest(costs)
     known = available_backends()
     unavailable = {name: why for name in known if (why := _why_not(name, where, dtype, op)) is not None}
@@ -256,10 +261,11 @@ def _costs(
     dtype: torch.dtype,
     device: torch.device,
     geometry: ConvGeometry | None,
+    trains: bool = False,
 ) -> dict[str, float]:
-    """Predicted seconds of one forward product for every backend that may be chosen on ``device``."""
+    """Predicted seconds of one product, the forward one or a mean one of a step that trains, on ``device``."""
     if device.type == "cuda":
-        return _gpu_costs(op, weight, batch, dtype, device, geometry)
+        return _gpu_costs(op, weight, batch, dtype, device, geometry, trains)
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
     if device.type != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
@@ -272,7 +278,13 @@ def _costs(
 
 
 def _gpu_costs(
-    op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, device: torch.device, geometry: ConvGeometry | None
+    op: str,
+    weight: CsrIndex,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    geometry: ConvGeometry | None,
+    trains: bool,
 ) -> dict[str, float]:
     """The first call for a weight counts what its windows would visit, and waits for the device."""
     able = [name for name in ("cuda", "triton") if _why_not(name, device, dtype, op) is None]
@@ -282,10 +294,11 @@ def _gpu_costs(
     tasks = weight.stacks
     each = -(-batch // tasks)
     grouped = op == "grouped_linear"
-    predicted = {
-        # Grouped, the vendor's library runs one product per task, and the rows are gathered and scattered for each.
-        "dense": lambda: gpu_cost.dense_seconds(visits, each, dtype, launches=5 * tasks if grouped else 2),
-        "cuda": lambda: gpu_cost.compact_seconds(weight, batch, dtype, grouped),
-        "triton": lambda: gpu_cost.visiting_seconds(visits, each, dtype),
-    }
-    return {name: predicted[name]() for name in ("dense", *able)}
+    # Grouped, the vendor's library runs one product per task, and the rows are gathered and scattered for each.
+    costs = {"dense": gpu_cost.dense_seconds(visits, each, dtype, launches=5 * tasks if grouped else 2)}
+    if "cuda" in able:
+        forward = gpu_cost.compact_seconds(weight, batch, dtype, grouped)
+        costs["cuda"] = (forward + 2 * costs["dense"]) / 3 if trains else forward
+    if "triton" in able:
+        costs["triton"] = gpu_cost.visiting_seconds(visits, each, dtype)
+    return costs

@@ -63,8 +63,12 @@ def grouped_linear(
     _check_tasks(task_of_row, x, len(ps))
     group = PatternGroup.of(ps)
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
-    with_columns = torch.is_grad_enabled() and x.requires_grad
-    name, stacked = dispatch.resolve("grouped_linear", group, flat.shape[0], x.dtype, backend, with_columns)
+    records = torch.is_grad_enabled()
+    trains = records and (x.requires_grad or values.requires_grad)
+    with_columns = records and x.requires_grad
+    name, stacked = dispatch.resolve(
+        "grouped_linear", group, flat.shape[0], x.dtype, backend, with_columns, trains=trains
+    )
     index = [task_of_row.reshape(flat.shape[0]).to(torch.int64), *stacked]
     y = _GROUPED_LINEAR(flat, values, biases, index, len(ps), name)
     return y.view(*x.shape[:-1], rows)

@@ -54,7 +54,9 @@ def linear(
         raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), cols)
     records = torch.is_grad_enabled()
-    name, index = dispatch.resolve("linear", pattern, flat.shape[0], x.dtype, backend, records and x.requires_grad)
+    trains = records and (x.requires_grad or values.requires_grad)
+    with_columns = records and x.requires_grad
+    name, index = dispatch.resolve("linear", pattern, flat.shape[0], x.dtype, backend, with_columns, trains=trains)
     inside, behind = fused_activation(activation, (x, values, bias))
     if records and values.requires_grad:
         flat = feature_major(flat, (name,))
