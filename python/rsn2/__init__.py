@@ -1,6 +1,6 @@
 """Many tasks in one network, each on its own disjoint subset of the weights: the RSN2 procedure for PyTorch.
 
-convert -> allocate -> use_task / parameters / fit -> evaluate, report, save, load
+convert -> (warm_up) -> allocate -> use_task / parameters / fit / fit_together -> evaluate, report, save, load
 """
 
 from rsn2 import nn
@@ -11,7 +11,8 @@ from rsn2.nn.layer import TaskError
 from rsn2.report import Report, report
 from rsn2.sealed import CheckpointError
 from rsn2.tasks import finalize, parameters, shared_parameters, tasks, use_task
-from rsn2.training import History, TrainingError, evaluate, fit, predict
+from rsn2.training import History, TrainingError, evaluate, fit, fit_together, predict
+from rsn2.warm_up import WarmStart, warm_up
 
 __all__ = [
     "AllocationError",
@@ -20,11 +21,13 @@ __all__ = [
     "Report",
     "TaskError",
     "TrainingError",
+    "WarmStart",
     "allocate",
     "convert",
     "evaluate",
     "finalize",
     "fit",
+    "fit_together",
     "load",
     "nn",
     "parameters",
@@ -34,4 +37,5 @@ __all__ = [
     "shared_parameters",
     "tasks",
     "use_task",
+    "warm_up",
 ]

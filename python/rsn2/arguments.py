@@ -1,13 +1,13 @@
 """What `fit` refuses before its first step: numbers out of range, and optimizers that do not fit the task."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rsn2.tasks import own_tensors, parameters, tasks
+from rsn2.tasks import names_of, own_tensors, parameters, tasks
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -51,16 +51,44 @@ def check_fit_arguments(
 
 
 def checked_optimizer(
-    model: nn.Module, task: str, optimizer: Optimizer | OptimizerFactory | None, lr: float
+    model: nn.Module, task: str | Sequence[str], optimizer: Optimizer | OptimizerFactory | None, lr: float
 ) -> Optimizer:
-    """The optimizer to use, over exactly the parameters of the task; Adam with ``lr`` for None.
+    """The optimizer to use, over exactly the parameters of the task or tasks; Adam with ``lr`` for None.
 
     Raises:
-        TaskError: if nothing is allocated to the task.
+        TaskError: if nothing is allocated to a task.
         TypeError: if it is neither an optimizer nor a function that makes one, or its step needs a closure.
-        ValueError: if it holds other parameters than the task's; names them.
+        ValueError: if it holds other parameters than the tasks'; names them. Also if there is nothing to train.
     """
     own = parameters(model, task)
+    if not own:
+        raise ValueError(
+            f"task {task!r}: all its parameters are shared with tasks that are not trained with it. Train them "
+            "together, with rsn2.fit_together."
+        )
+    made = made_optimizer(own, optimizer, lr)
+    held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+    mine = {id(parameter) for parameter in own}
+    if held == mine:
+        return made
+    names = {id(parameter): f"{name}, shared by all tasks" for name, parameter in model.named_parameters()}
+    for other in tasks(model):
+        for name, tensor in own_tensors(model, other).items():
+            names[id(tensor)] = f"{name} of task {other!r}"
+    strange = sorted(names.get(each, "a tensor not in this network") for each in held - mine)
+    shown = task if isinstance(task, str) else list(names_of(task))
+    raise ValueError(
+        f"optimizer: expected exactly rsn2.parameters(model, {shown!r}). It holds {strange} besides, and "
+        f"lacks {sorted(names[each] for each in mine - held)}. Make it after rsn2.allocate."
+    )
+
+
+def made_optimizer(own: list[nn.Parameter], optimizer: Optimizer | OptimizerFactory | None, lr: float) -> Optimizer:
+    """The optimizer that was given, or made of ``own`` by the function that was given; Adam with ``lr`` for None.
+
+    Raises:
+        TypeError: if it is neither, or its step needs a closure.
+    """
     made = torch.optim.Adam(own, lr=lr) if optimizer is None else optimizer
     if not isinstance(made, Optimizer) and callable(made):
         made = made(own)
@@ -76,16 +104,4 @@ def checked_optimizer(
             f"optimizer: expected one whose step needs no closure. The step of {type(made).__name__} runs the loss "
             "several times, which fit does not do."
         )
-    held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
-    mine = {id(parameter) for parameter in own}
-    if held == mine:
-        return made
-    names = {id(parameter): f"{name}, shared by all tasks" for name, parameter in model.named_parameters()}
-    for other in tasks(model):
-        for name, tensor in own_tensors(model, other).items():
-            names[id(tensor)] = f"{name} of task {other!r}"
-    strange = sorted(names.get(each, "a tensor not in this network") for each in held - mine)
-    raise ValueError(
-        f"optimizer: expected exactly rsn2.parameters(model, {task!r}). It holds {strange} besides, and "
-        f"lacks {sorted(names[each] for each in mine - held)}. Make it after rsn2.allocate."
-    )
+    return made

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rsn2.convert import SHARED_FORMS, apply_plan
 from rsn2.nn import MultitaskLayer, PerTask
+from rsn2.opening import Opening, is_below
 from rsn2.record import LayerRecord, PerTaskRecord, Record
 from rsn2.report import LayerReport, Report
 from rsn2.sealed import CheckpointError, read_sealed, write_sealed
@@ -77,6 +78,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     record, tensors = _read(path)
     owners = _owners(record, tensors)
     model = copy.deepcopy(model)
+    recorded_names = [*record.layers, *record.per_task]
+    model = Opening(model, lambda name, _: any(is_below(each, [name]) for each in recorded_names if each != name)).model
     modules = dict(model.named_modules())
     for name, recorded in record.layers.items():
         _check_layer(name, recorded, modules.get(name))
@@ -178,7 +181,7 @@ def _check_layer(name: str, layer: LayerRecord, module: nn.Module | None) -> Non
     if module is None:
         raise CheckpointError(f"layer {name!r}: the model has no module of this name.")
     dense = next(kind for kind, form in SHARED_FORMS.items() if form.__name__ == layer.kind)
-    if isinstance(module, nn.Linear | nn.Conv2d) and type(module) is dense:
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and type(module) is dense:
         shape, bias = tuple(module.weight.shape), module.bias is not None
     elif isinstance(module, MultitaskLayer) and type(module) is SHARED_FORMS[dense]:
         shape, bias = module.weight_shape, module.initial_bias is not None

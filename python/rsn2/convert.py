@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from rsn2.nn import MultitaskConv2d, MultitaskLayer, MultitaskLinear, PerTask
+from rsn2.nn import MultitaskConv1d, MultitaskConv2d, MultitaskLayer, MultitaskLinear, PerTask
 from rsn2.nn.layer import TaskError
+from rsn2.opening import Opening, is_below
 from rsn2.tasks import multitask_layers, tasks
 
-SHARED_FORMS: dict[type[nn.Module], type[MultitaskLinear] | type[MultitaskConv2d]] = {
+SHARED_FORMS: dict[type[nn.Module], type[MultitaskLinear] | type[MultitaskConv1d] | type[MultitaskConv2d]] = {
     nn.Linear: MultitaskLinear,
+    nn.Conv1d: MultitaskConv1d,
     nn.Conv2d: MultitaskConv2d,
 }
 """What each dense layer becomes."""
@@ -28,22 +30,25 @@ _NORMS = (
     nn.RMSNorm,
 )
 _NOT_YET = (
-    nn.Conv1d,
     nn.Conv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
 
 
 def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[str] = ()) -> nn.Module:
-    """Replace ``nn.Linear`` and ``nn.Conv2d`` by multitask layers, and norms by per-task norms, in place.
+    """Replace linear layers and convolutions by multitask layers, and norms by per-task norms, in place.
+
+    Those are ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``.
+
+    ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` become their multitask
+    forms, with the same names for their parts and ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` in attention.
 
     The weights become the pool that tasks claim from; nothing is allocated yet. Only exact types are replaced, never
-    subclasses, and what is already multitask stays as it is.
+    subclasses, and what is already multitask stays as it is. An ``nn.Embedding`` stays what it is, shared by all tasks:
+    freeze it (``requires_grad_(False)``), or name it in ``per_task``.
 
     Args:
         model: the network; if it is itself one layer, use the return value.
@@ -52,25 +57,61 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
         per_task: names of modules of which every task gets its own dense copy (a head, say).
 
     Returns:
-        The converted network: ``model`` itself, unless it is one layer.
+        The converted network: ``model`` itself, unless it is one layer, or itself one of the modules named above.
 
     Raises:
-        ValueError: if a name is not in the network, a module has no multitask form (one- and three-dimensional or
-            transposed convolution, attention, a norm of a subclass), or is more than its type says (frozen, with hooks
-            or a parametrization, or with a parameter that another module uses too); names the module.
+        ValueError: if a name is not in the network, a module has no multitask form (three-dimensional or transposed
+            convolution, a decoder layer, attention with ``add_bias_kv``, a norm of a subclass), or is more
+            than its type says (frozen, with hooks or a parametrization, or with a parameter that another module uses
+            too); names the module.
         TaskError: if the network has tasks already, and something is left to convert. Nothing has changed then.
     """
     names = dict(model.named_modules())
-    for argument, given in (("exclude", exclude), ("per_task", per_task)):
+    _check_sequences(exclude=exclude, per_task=per_task)
+    left = {*exclude, *per_task}
+    uses = _uses_of_parameters(model)
+
+    def wanted(name: str, module: nn.Module) -> bool:
+        if is_below(name, left):
+            return False
+        _check_openable(name, module, uses)
+        return True
+
+    opening = Opening(model, wanted)
+    try:
+        names |= dict(opening.model.named_modules())
+        for argument, given in (("exclude", exclude), ("per_task", per_task)):
+            for name in given:
+                if name not in names:
+                    raise ValueError(f"{argument}: no module is named {name!r}. There are {[n for n in names if n]}.")
+        copies, shared = _plan(opening.model, set(exclude), set(per_task))
+        held = any(layer.slots for layer in multitask_layers(opening.model).values())
+        if (copies or shared or opening.names) and held:
+            what = [*opening.names, *copies, *shared]
+            raise TaskError(f"model: it has the tasks {tasks(model)}; {what} can only be converted before.")
+    except BaseException:
+        opening.undo()
+        raise
+    return apply_plan(opening.model, copies, shared)
+
+
+def _check_sequences(**arguments: object) -> None:
+    for argument, given in arguments.items():
         if isinstance(given, str):
             raise ValueError(f"{argument}: expected a sequence of names. Got the string {given!r}.")
-        for name in given:
-            if name not in names:
-                raise ValueError(f"{argument}: no module is named {name!r}. There are {[n for n in names if n]}.")
-    copies, shared = _plan(model, set(exclude), set(per_task))
-    if (copies or shared) and any(layer.slots for layer in multitask_layers(model).values()):
-        raise TaskError(f"model: it has the tasks {tasks(model)}; {[*copies, *shared]} can only be converted before.")
-    return apply_plan(model, copies, shared)
+
+
+def _check_openable(name: str, module: nn.Module, uses: Counter[int]) -> None:
+    """Raise if taking the module apart would lose something that it has besides its parts."""
+    if isinstance(module, nn.MultiheadAttention):
+        _check_replaceable(name, module, uses)
+        if module.bias_k is not None or module.add_zero_attn:
+            raise ValueError(
+                f"{name}: attention with add_bias_kv or add_zero_attn has no multitask form; name it in exclude or "
+                "per_task."
+            )
+    elif module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise ValueError(f"{name}: it has hooks, which conversion would drop; add them behind it.")
 
 
 def _plan(model: nn.Module, exclude: set[str], per_task: set[str]) -> tuple[list[str], list[str]]:
@@ -80,7 +121,7 @@ def _plan(model: nn.Module, exclude: set[str], per_task: set[str]) -> tuple[list
     stop = list(exclude)
     uses = _uses_of_parameters(model)
     for name, module in model.named_modules():
-        if any(_is_below(name, above) for above in stop):
+        if is_below(name, stop):
             continue
         if isinstance(module, PerTask | MultitaskLayer):
             if name in per_task:
@@ -126,10 +167,6 @@ def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -
             if id(child) in made and child is not None:
                 setattr(parent, name, made[id(child)].train(child.training))
     return model
-
-
-def _is_below(name: str, above: str) -> bool:
-    return name == above or above == "" or name.startswith(f"{above}.")
 
 
 def _uses_of_parameters(model: nn.Module) -> Counter[int]:

@@ -1,6 +1,6 @@
 """Batches: what can be one, where they must be, and how tensors become them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from rsn2.arguments import check_int
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Any, Any]]
 """``(x, target)`` tensors with the samples along the first dimension, or an iterable of such batches (a DataLoader)."""
+
+Loss = Callable[[Any, Any], Tensor]
+"""``loss(model(x), target) -> scalar``, the mean over the batch."""
 
 _DATA = "(x, target) tensors or an iterable of such pairs"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rsn2.data import Data, as_tensor_pair
 from rsn2.sealed import CheckpointError, TensorRecord, read_sealed, write_sealed
 from rsn2.tasks import multitask_layers
 
-_VERSION = 2
+_VERSION = 3
 _KEY = "rsn2.fit"
 
 
@@ -28,19 +28,24 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
 
 @dataclass
 class FitState:
-    """Everything that a fit changes: own tensors, optimizer, losses, the best epoch's copy."""
+    """Everything that a fit changes: trained tensors, optimizer, losses by task, the best epoch's copy."""
 
     own: dict[str, Tensor]
     optimizer: Optimizer
     best: dict[str, Tensor] = field(default_factory=dict)
-    train_loss: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
+    train_loss: dict[str, list[float]] = field(default_factory=dict)
+    val_loss: dict[str, list[float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
     @property
     def epoch(self) -> int:
         """Epochs that are complete."""
-        return len(self.train_loss)
+        return len(self.seconds)
+
+    @property
+    def total_val_loss(self) -> list[float]:
+        """The validation loss of each epoch, summed over the tasks; empty without validation data."""
+        return [sum(losses) for losses in zip(*self.val_loss.values(), strict=True)]
 
 
 class ResumeFile:
@@ -94,7 +99,7 @@ class ResumeFile:
                     f"{self.path}: it was written with another {name}: {_brief(theirs.get(name))}; this fit "
                     f"has {_brief(self.settings.get(name))}. Use its settings, or another resume file."
                 )
-        done = len(record["train_loss"])
+        done = len(record["seconds"])
         if done > most_epochs:
             raise CheckpointError(f"{self.path}: it holds {done} epochs. Asked for: {most_epochs}.")
         parts: dict[str, dict[str, Tensor]] = {"own": {}, "best": {}, "optimizer": {}}
@@ -114,14 +119,17 @@ class ResumeFile:
             setattr(state, losses, record[losses])
 
 
-def identity(model: nn.Module, task: str, own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
+def identity(model: nn.Module, tasks: Sequence[str], own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
     """The settings that say which weights a resume file is about, and how they are trained."""
     owned = hashlib.sha256()
     for layer in multitask_layers(model).values():
-        owned.update(layer.owners.mask(layer.slot(task)).cpu().numpy().tobytes())
+        # A task that is being warmed up has no slot yet: what it trains is what is free.
+        masks = [layer.owners.mask(layer.slot(task)) if task in layer.slots else layer.owners.free() for task in tasks]
+        for mask in masks:
+            owned.update(mask.cpu().numpy().tobytes())
     return {
         "version": _VERSION,
-        "task": task,
+        "task": tasks[0] if len(tasks) == 1 else list(tasks),
         "tensors": {name: [str(tensor.dtype), *tensor.shape] for name, tensor in own.items()},
         # Equal counts at other positions would fit the file's tensors, and mean something else.
         "allocation": owned.hexdigest(),

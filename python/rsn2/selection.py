@@ -129,3 +129,20 @@ def _first(words: Tensor, count: Tensor) -> Tensor:
     left = count - (ends - counts)[cut]
     kept = torch.where(whole, words[0], 0)
     return kept.index_copy(0, cut, pack_bits(bits & (bits.cumsum(1) <= left))[0])[None]
+
+
+def largest_by_column(saliency: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """Mask of the ``counts[c]`` candidates with the largest saliency in each column; ties go to the lower row.
+
+    Args:
+        saliency: floating, non-negative, not NaN; ``[rows, cols]``.
+        candidates: bool, same shape.
+        counts: int64 ``[cols]``, non-negative; a column with fewer candidates gives all of them.
+
+    Returns:
+        Bool, same shape. It depends on the arguments alone, not on device or thread count.
+    """
+    codes = _codes(saliency).masked_fill_(~candidates, -1)
+    order = codes.sort(dim=0, descending=True, stable=True).indices
+    taken = torch.arange(codes.shape[0], device=codes.device)[:, None] < counts.to(codes.device)[None]
+    return torch.empty_like(taken).scatter_(0, order, taken) & candidates

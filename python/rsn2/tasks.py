@@ -1,7 +1,7 @@
 """Which tasks a network holds, which one runs, and which parameters are one task's own."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -143,38 +143,86 @@ def _activated(found: _Parts, task: str) -> Iterator[None]:
                 norm.training = mode
 
 
-def parameters(model: nn.Module, task: str) -> list[nn.Parameter]:
-    """The parameters that belong to ``task``: its values and biases, and its per-task modules; nothing else.
+def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that training ``task``, or several tasks together, may change: no other task answers with them.
 
-    An optimizer over them cannot touch another task. Parameters that all tasks share (of layers that were left out of
-    `convert`) are not among them: one task cannot train them without the others forgetting.
+    Those are values and biases of the tasks' slots, and their per-task modules. A slot that several tasks share
+    (``allocate(..., share=...)``) is among them only if all of these tasks are named: trained for some of them, it
+    would make the others forget. An optimizer over the result cannot touch a task that is not named.
+
+    Parameters that all tasks share (of layers that were left out of `convert`) are never among them.
 
     Raises:
-        TaskError: if the task has nothing allocated, so that no optimizer can be made too early.
+        TaskError: if a task has nothing allocated, so that no optimizer can be made too early.
     """
-    check_allocated(model, task)
+    names = names_of(task)
+    for name in names:
+        check_allocated(model, name)
     own: list[nn.Parameter] = []
     for layer in multitask_layers(model).values():
-        slot = str(layer.slot(task))
-        own.append(layer.values[slot])
-        if slot in layer.biases:
-            own.append(layer.biases[slot])
+        for slot in dict.fromkeys(layer.slot(name) for name in names):
+            if set(layer.holders(slot)) <= set(names):
+                own.extend(_of_slot(layer, slot))
     for module in per_task_modules(model).values():
-        own.extend(module.of(task).parameters())
+        for name in names:
+            own.extend(module.of(name).parameters())
     return list(dict.fromkeys(own))
 
 
+def frozen_slots(model: nn.Module, task: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Layers in which training ``task`` cannot change its own values, since others share them: layer -> the others."""
+    names = names_of(task)
+    found: dict[str, tuple[str, ...]] = {}
+    for where, layer in multitask_layers(model).items():
+        slots = {layer.slot(name) for name in names}
+        others = [other for slot in sorted(slots) for other in layer.holders(slot) if other not in names]
+        if others:
+            found[where] = tuple(others)
+    return found
+
+
 def own_tensors(model: nn.Module, task: str) -> dict[str, Tensor]:
-    """All that training a task may change, by name: its parameters, and the buffers of its per-task modules.
+    """All that a task answers with, by name, besides what all tasks share: its parameters and per-task buffers.
+
+    A slot that it shares with other tasks counts as its own here: a change of it is a change of the task.
 
     Raises:
         TaskError: if nothing is allocated to the task.
     """
+    check_allocated(model, task)
+    mine = {
+        id(parameter) for layer in multitask_layers(model).values() for parameter in _of_slot(layer, layer.slot(task))
+    }
+    for module in per_task_modules(model).values():
+        mine |= {id(tensor) for tensor in (*module.of(task).parameters(), *module.of(task).buffers())}
+    return _named(model, mine)
+
+
+def trained_tensors(model: nn.Module, task: str | Sequence[str]) -> dict[str, Tensor]:
+    """All that training ``task``, or several tasks together, may change, by name: parameters and per-task buffers.
+
+    Raises:
+        TaskError: if nothing is allocated to a task.
+    """
     mine = {id(parameter) for parameter in parameters(model, task)}
     for module in per_task_modules(model).values():
-        mine |= {id(buffer) for buffer in module.of(task).buffers()}
+        mine |= {id(buffer) for name in names_of(task) for buffer in module.of(name).buffers()}
+    return _named(model, mine)
+
+
+def names_of(task: str | Sequence[str]) -> tuple[str, ...]:
+    """One task's name, or several, as a tuple."""
+    return (task,) if isinstance(task, str) else tuple(task)
+
+
+def _of_slot(layer: MultitaskLayer, slot: int) -> list[nn.Parameter]:
+    key = str(slot)
+    return [parameters[key] for parameters in (layer.values, layer.biases) if key in parameters]
+
+
+def _named(model: nn.Module, ids: set[int]) -> dict[str, Tensor]:
     named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor for name, tensor in named if id(tensor) in mine}
+    return {name: tensor for name, tensor in named if id(tensor) in ids}
 
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

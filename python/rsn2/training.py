@@ -1,39 +1,23 @@
-"""Training one task: `fit` with early stopping and exact resuming, `predict` and `evaluate`.
+"""Training: `fit` one task, `fit_together` several, with early stopping and exact resuming."""
 
-A resumed fit ends in the same bits as an uninterrupted one. Each random draw of an epoch (shuffling, dropout,
-the order of a DataLoader) comes from generators seeded with (seed, epoch), and whether to stop follows
-from the losses so far; so the resume file holds tensors, optimizer scalars and losses, and no other state.
-"""
-
-import hashlib
-import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import nn
 from torch.optim import Optimizer
 
-from rsn2.arguments import OptimizerFactory, check_fit_arguments, check_int, checked_optimizer
-from rsn2.data import Data, batches_of, check_data, device_of, first_tensor, to_device
-from rsn2.resume import FitState, ResumeFile, copy_into, data_identity, identity
-from rsn2.tasks import own_tensors, shared_norms, shared_parameters, use_task
+from rsn2.arguments import OptimizerFactory, check_fit_arguments, checked_optimizer
+from rsn2.data import Data, Loss, check_data
+from rsn2.evaluation import Metric, evaluate, predict
+from rsn2.loop import Lesson, Loop, TrainingError, best_epoch
+from rsn2.resume import FitState, ResumeFile, data_identity, identity
+from rsn2.tasks import frozen_slots, shared_parameters, trained_tensors, use_task
 
-Loss = Callable[[Any, Any], Tensor]
-Metric = Callable[[Tensor, Tensor], float]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: a loss or a gradient is not finite, or an epoch has no data."""
+__all__ = ["History", "Loss", "Metric", "TrainingError", "evaluate", "fit", "fit_together", "predict"]
 
 
 @dataclass(frozen=True)
@@ -115,301 +99,120 @@ def fit(
             ``train`` runs out of batches.
     """
     check_fit_arguments(loss, epochs, batch_size, patience, min_delta, seed, has_val=val is not None)
-    check_data(train, "train")
-    if val is not None:
-        check_data(val, "val")
-    optimizer = checked_optimizer(model, task, optimizer, lr)
-    own = own_tensors(model, task)
+    lesson = Lesson(train, val, loss)
+    settings = {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
+    settings |= {"seed": seed, "batch_size": batch_size}
+    return _fit(model, {task: lesson}, epochs, optimizer, lr, settings, resume, progress)[task]
+
+
+def fit_together(
+    model: nn.Module,
+    train: Mapping[str, Data],
+    val: Mapping[str, Data] | None = None,
+    *,
+    loss: Loss | Mapping[str, Loss],
+    epochs: int,
+    optimizer: Optimizer | OptimizerFactory | None = None,
+    lr: float = 1e-3,
+    batch_size: int = 512,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    restore_best: bool = True,
+    seed: int = 0,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> dict[str, History]:
+    """Train several tasks at once: the only way to train a slot that they share (``allocate(..., share=...)``).
+
+    Each step takes one batch of every task, adds the gradients of their losses, and lets the optimizer step once. An
+    epoch sees every sample of every task once; a task whose batches are used up sits out the rest of it, and its
+    parameters stay still. Tasks that share nothing end in the bits of a :func:`fit` each, but for the draws of
+    dropout, and for early stopping and ``restore_best``, which go by the sum of the tasks' validation losses.
+    Scale the losses to weigh the tasks.
+
+    Args:
+        model: a converted network in which the tasks are allocated.
+        train: task -> its data, as for :func:`fit`. Shuffled by one order where the tasks have as many samples, so
+            that tasks of the same samples see the same ones in a step.
+        val: the same tasks' data for validation.
+        loss: one for all tasks, or task -> loss.
+        epochs, optimizer, lr, batch_size, patience, min_delta, restore_best, seed, resume, progress: as for
+            :func:`fit`; an optimizer is one over exactly ``rsn2.parameters(model, list(train))``. The resume file is
+            one for all tasks.
+
+    Returns:
+        Task -> its losses. ``seconds``, ``best_epoch``, ``stopped_early`` and ``resumed_from`` are those of the fit.
+
+    Raises:
+        TaskError: if nothing is allocated to a task.
+        TypeError, ValueError, CheckpointError, TrainingError: as :func:`fit`; a ValueError too if ``train`` is empty,
+            or ``val`` or ``loss`` are of other tasks.
+    """
+    if not isinstance(train, Mapping) or not train:
+        raise ValueError(f"train: expected task -> data, of one task or more. Got {type(train).__name__}.")
+    if not isinstance(loss, Mapping):
+        loss = dict.fromkeys(train, loss)
+    for name, given in (("val", val), ("loss", loss)):
+        if given is not None and (not isinstance(given, Mapping) or set(given) != set(train)):
+            got = list(given) if isinstance(given, Mapping) else type(given).__name__
+            raise ValueError(f"{name}: expected the tasks of train, {list(train)}. Got {got}.")
+    for task in train:
+        check_fit_arguments(loss[task], epochs, batch_size, patience, min_delta, seed, has_val=val is not None)
+    lessons = {
+        task: Lesson(train[task], None if val is None else val[task], loss[task], f"train[{task!r}]", f"val[{task!r}]")
+        for task in train
+    }
+    settings = {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
+    settings |= {"seed": seed, "batch_size": batch_size}
+    return _fit(model, lessons, epochs, optimizer, lr, settings, resume, progress)
+
+
+def _fit(
+    model: nn.Module,
+    lessons: Mapping[str, Lesson],
+    epochs: int,
+    optimizer: Optimizer | OptimizerFactory | None,
+    lr: float,
+    settings: dict[str, Any],
+    resume: str | os.PathLike[str] | None,
+    progress: bool,
+) -> dict[str, History]:
+    """What `fit` and `fit_together` have in common, their own arguments checked."""
+    for lesson in lessons.values():
+        check_data(lesson.train, lesson.train_name)
+        if lesson.val is not None:
+            check_data(lesson.val, lesson.val_name)
+    tasks = tuple(lessons)
+    optimizer = checked_optimizer(model, tasks[0] if len(tasks) == 1 else tasks, optimizer, lr)
+    own = trained_tensors(model, tasks)
     state = FitState(own, optimizer)
     file = None
     if resume is not None:
-        settings = identity(model, task, own, optimizer)
-        settings |= {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
-        settings |= {"seed": seed, "batch_size": batch_size, "train": data_identity(train), "val": data_identity(val)}
-        file = ResumeFile(Path(resume), settings)
-    resumed_from = None
-    if file is not None and file.path.exists():
-        file.read_into(state, epochs)
-        resumed_from = state.epoch
-    elif file is not None:
-        file.write(state)
+        data: dict[str, dict[str, Any]] = {"train": {}, "val": {}}
+        for task, lesson in lessons.items():
+            data["train"][task] = data_identity(lesson.train)
+            data["val"][task] = data_identity(lesson.val)
+        alone = {kind: each[tasks[0]] for kind, each in data.items()} if len(tasks) == 1 else data
+        file = ResumeFile(Path(resume), identity(model, tasks, own, optimizer) | settings | alone)
     if shared := shared_parameters(model):
-        warnings.warn(f"fit does not train what all tasks share: {sorted(shared)}", stacklevel=2)
-    with ExitStack() as stack:
-        stack.enter_context(use_task(model, task))
-        stack.enter_context(_shared_parts_fixed(model))
-        stack.enter_context(_best_at_the_end(state))
-        stack.callback(optimizer.zero_grad)
-        show = stack.enter_context(_bar(task, epochs, progress))
-        show(state)
-        device = device_of(model)
-        while state.epoch < epochs and not _should_stop(state.val_loss, patience, min_delta):
-            start = time.perf_counter()
-            number = state.epoch + 1
-            epoch_seed = _epoch_seed(seed, number)
-            with _seeded(epoch_seed, device):
-                batches = batches_of(train, batch_size, epoch_seed, "train")
-                train_loss = _train_epoch(model, task, batches, loss, optimizer, device, number)
-                if val is not None:
-                    val_loss = _evaluate(model, task, val, loss, {}, batch_size, "val")["loss"]
-                    _check_finite(val_loss, f"task {task!r}, epoch {number}: the validation loss")
-                    state.val_loss.append(val_loss)
-            state.train_loss.append(train_loss)
-            state.seconds.append(time.perf_counter() - start)
-            if _best_epoch(state.val_loss) == number and restore_best:
-                state.best = {name: tensor.detach().clone() for name, tensor in own.items()}
-            if file is not None:
-                file.write(state)
-            show(state)
-    return History(
-        tuple(state.train_loss),
-        tuple(state.val_loss),
-        tuple(state.seconds),
-        _best_epoch(state.val_loss),
-        _should_stop(state.val_loss, patience, min_delta),
-        resumed_from,
-    )
-
-
-def predict(model: nn.Module, task: str, x: Tensor, batch_size: int = 512) -> Tensor:
-    """The network's outputs for ``x`` as ``task``, in eval mode and without gradients.
-
-    Args:
-        x: samples along the first dimension; moved to the network's device batch by batch.
-        batch_size: samples per forward pass, at least 1.
-
-    Returns:
-        The outputs of all samples, concatenated, on the network's device.
-
-    Raises:
-        TaskError: if nothing is allocated to the task.
-        TypeError: if ``x`` is no tensor, or ``batch_size`` no int.
-        ValueError: if ``batch_size`` is below 1.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor. Got {type(x).__name__}.")
-    check_int("batch_size", batch_size, least=1)
-    device = device_of(model)
-    with use_task(model, task), _mode(model, training=False), torch.no_grad():
-        return torch.cat([model(part.to(device)) for part in torch.split(x, batch_size)])
-
-
-def evaluate(
-    model: nn.Module,
-    task: str,
-    data: Data,
-    *,
-    loss: Loss | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    batch_size: int = 512,
-) -> dict[str, float]:
-    """Mean loss and metrics of ``task`` on ``data``, in eval mode and without gradients.
-
-    Args:
-        data: ``(x, target)`` tensors or an iterable of batches.
-        loss: mean over a batch; the batches are weighted by their numbers of samples.
-        metrics: name -> ``metric(outputs, targets)``, called once with the tensors of all samples.
-        batch_size: samples per forward pass, for tensors.
-
-    Returns:
-        ``"loss"``, if a loss was given, and every metric by its name.
-
-    Raises:
-        TaskError: if nothing is allocated to the task.
-        TypeError: if ``data`` is neither tensors nor batches that are pairs of them, ``batch_size`` is no int, or the
-            loss gives no scalar tensor.
-        ValueError: if there is neither loss nor metric, a metric is named "loss", or ``data`` is empty.
-    """
-    metrics = metrics or {}
-    if (loss is None and not metrics) or "loss" in metrics:
-        raise ValueError('loss, metrics: expected a loss or at least one metric, none of them named "loss".')
-    return _evaluate(model, task, data, loss, metrics, batch_size, "data")
-
-
-def _evaluate(
-    model: nn.Module,
-    task: str,
-    data: Data,
-    loss: Loss | None,
-    metrics: Mapping[str, Metric],
-    batch_size: int,
-    name: str,
-) -> dict[str, float]:
-    """`evaluate` for an argument that the caller calls ``name``."""
-    device = device_of(model)
-    total, samples = 0.0, 0
-    outputs, targets = [], []
-    with use_task(model, task), _mode(model, training=False), torch.no_grad():
-        for batch in batches_of(data, batch_size, name=name):
-            x, target = to_device(batch, device)
-            output = model(x)
-            count = _samples(x)
-            if loss is not None:
-                total += _scalar(loss(output, target)).item() * count
-            samples += count
-            if metrics:
-                outputs.append(output)
-                targets.append(target)
-    if samples == 0:
-        raise ValueError(f"{name}: expected at least one sample. Got none.")
-    results = {} if loss is None else {"loss": total / samples}
-    if metrics:
-        everything = torch.cat(outputs), torch.cat(targets)
-        results |= {name: float(metric(*everything)) for name, metric in metrics.items()}
-    return results
-
-
-def _train_epoch(
-    model: nn.Module,
-    task: str,
-    batches: Iterable[tuple[Any, Any]],
-    loss: Loss,
-    optimizer: Optimizer,
-    device: torch.device,
-    epoch: int,
-) -> float:
-    """One step per batch; the mean loss over the samples."""
-    total, samples = 0.0, 0
-    with _mode(model, training=True):
-        for number, batch in enumerate(batches, start=1):
-            x, target = to_device(batch, device)
-            optimizer.zero_grad()
-            where = f"task {task!r}, epoch {epoch}, batch {number}"
-            result = _scalar(loss(model(x), target))
-            value = result.item()
-            _check_finite(value, f"{where}: the loss")
-            torch.autograd.backward(result)
-            _check_finite(_largest_gradient(optimizer), f"{where}: the largest gradient")
-            optimizer.step()
-            count = _samples(x)
-            total += value * count
-            samples += count
-    if samples == 0:
-        raise TrainingError(f"train: epoch {epoch} has no samples; expected an iterable that starts anew.")
-    return total / samples
-
-
-def _scalar(value: object) -> Tensor:
-    """What a loss gave, checked."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"loss: expected a scalar tensor, the mean over the batch. Got {type(value).__name__}.")
-    if value.ndim > 0:
-        raise TypeError(
-            f"loss: expected a scalar tensor, the mean over the batch. Got one of shape {tuple(value.shape)}."
+        warnings.warn(f"fit does not train what all tasks share: {sorted(shared)}", stacklevel=3)
+    if frozen := frozen_slots(model, tasks):
+        others = list(dict.fromkeys(other for names in frozen.values() for other in names))
+        warnings.warn(
+            f"fit does not train {sorted(frozen)}, which {others} answer with too: rsn2.fit_together trains tasks that "
+            "share a slot.",
+            stacklevel=3,
         )
-    return value
-
-
-def _largest_gradient(optimizer: Optimizer) -> float:
-    """Largest magnitude of all gradients; NaN if one is. Unlike a sum of squares it is finite if they all are."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    # A layer in which the task owns nothing has an empty gradient, and that has no maximum.
-    return get_total_norm([gradient for gradient in dense if gradient.numel()], norm_type=math.inf).item()
-
-
-def _check_finite(value: float, what: str) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(f"{what} is {value}. Lower the learning rate, or look at the data.")
-
-
-def _samples(x: Any) -> int:
-    """Number of samples in a batch's input: the first dimension of the first tensor in it."""
-    first = first_tensor(x)
-    assert first is not None, "the batch was checked"
-    return first.shape[0]
-
-
-def _best_epoch(val_loss: Sequence[float]) -> int | None:
-    """The first epoch, from 1, with the lowest loss."""
-    return min(range(len(val_loss)), key=val_loss.__getitem__) + 1 if val_loss else None
-
-
-def _should_stop(val_loss: Sequence[float], patience: int | None, min_delta: float) -> bool:
-    """Whether the last ``patience`` losses were all without progress."""
-    counted, waited = math.inf, 0
-    for value in val_loss:
-        if value < counted - min_delta:
-            counted, waited = value, 0
-        else:
-            waited += 1
-    return patience is not None and waited >= patience
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode inside; behind, each module in its own mode of before. To be entered inside `use_task`.
-
-    Norms that all tasks share stay in eval mode: training one task must not move their statistics.
-    """
-    before = {module: module.training for module in model.modules()}
-    shared = set(shared_norms(model))
-    try:
-        for module in before:
-            module.training = training and module not in shared
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
-
-
-@contextmanager
-def _best_at_the_end(state: FitState) -> Iterator[None]:
-    """Put the best epoch's copy back behind the block, however that ends."""
-    try:
-        yield
-    finally:
-        if state.best:
-            copy_into(state.own, state.best)
-
-
-@contextmanager
-def _shared_parts_fixed(model: nn.Module) -> Iterator[None]:
-    """Keep parameters that all tasks share without gradients inside."""
-    shared = shared_parameters(model)
-    try:
-        for parameter in shared.values():
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in shared.values():
-            parameter.requires_grad_(True)
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """63 bits that depend on both numbers; seed + epoch would give seed 1 the epochs of seed 0."""
-    return int.from_bytes(hashlib.sha256(f"{seed}, {epoch}".encode()).digest()[:8], "little") >> 1
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of the CPU and of ``device`` inside; behind, they go on as before."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _bar(task: str, epochs: int, progress: bool) -> Iterator[Callable[[FitState], None]]:
-    """A function that shows how far a fit is; it does nothing where nobody looks."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[losses]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
-        line = bar.add_task(task, total=epochs, losses="")
-
-        def show(state: FitState) -> None:
-            losses = [f"train {state.train_loss[-1]:.4f}"] if state.train_loss else []
-            losses += [f"val {state.val_loss[-1]:.4f}"] if state.val_loss else []
-            bar.update(line, completed=state.epoch, losses=", ".join(losses))
-
-        yield show
+    loop = Loop(model, lessons, lambda task: use_task(model, task), epochs=epochs, progress=progress, **settings)
+    resumed_from = loop.run(state, file)
+    return {
+        task: History(
+            tuple(state.train_loss[task]),
+            tuple(state.val_loss.get(task, ())),
+            tuple(state.seconds),
+            best_epoch(state.total_val_loss),
+            loop.should_stop(state),
+            resumed_from,
+        )
+        for task in tasks
+    }

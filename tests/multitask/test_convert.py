@@ -82,7 +82,7 @@ def hooked() -> nn.Module:
         (TiedWeights(), {}, "output: a parameter of it is used by another module"),
         (TiedWeights(), {"per_task": ("output",)}, "output: a parameter of it is used by another module"),
         (nn.Sequential(OwnNorm(2)), {}, "0: OwnNorm has no multitask form"),
-        (nn.TransformerEncoderLayer(4, 2), {}, "TransformerEncoderLayer has no multitask form"),
+        (nn.TransformerDecoderLayer(4, 2), {}, "TransformerDecoderLayer has no multitask form"),
         (hooked(), {}, "0: it has hooks"),
         (nn.Sequential(weight_norm(nn.Linear(2, 2))), {}, "0: it is parametrized"),
         (nn.Sequential(nn.Linear(2, 2).requires_grad_(False)), {}, "0: it is frozen"),

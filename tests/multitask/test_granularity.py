@@ -154,13 +154,13 @@ def test_one_by_one_is_the_same_as_none(scope: str) -> None:
 @pytest.mark.parametrize("rescale", [None, "fan_in"])
 def test_every_criterion_sums_over_blocks(criterion: str, rescale: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Tensor] = {}
-    compute = rsn2.allocate.__globals__["_saliencies"]
+    compute = rsn2.allocate.__globals__["saliencies"]
 
-    def watched(*args: object) -> dict[str, Tensor]:
-        seen.update(compute(*args))
+    def watched(*args: object, **options: object) -> dict[str, Tensor]:
+        seen.update(compute(*args, **options))
         return seen
 
-    monkeypatch.setitem(rsn2.allocate.__globals__, "_saliencies", watched)
+    monkeypatch.setitem(rsn2.allocate.__globals__, "saliencies", watched)
     model, single = network(), network()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MultitaskLayer)}
     options = {"criterion": criterion, "rescale": rescale, "seed": 3}

@@ -1,6 +1,8 @@
 """Layers that hold many tasks: shared sparse weights, and the small parts that each task keeps for itself."""
 
+from rsn2.nn.attention import MultitaskMultiheadAttention
 from rsn2.nn.conv import MultitaskConv2d
+from rsn2.nn.conv1d import MultitaskConv1d
 from rsn2.nn.layer import MultitaskLayer
 from rsn2.nn.linear import MultitaskLinear
 from rsn2.nn.per_task import (
@@ -9,13 +11,18 @@ from rsn2.nn.per_task import (
     MultitaskLayerNorm,
     PerTask,
 )
+from rsn2.nn.transformer import MultitaskTransformerEncoder, MultitaskTransformerEncoderLayer
 
 __all__ = [
     "MultitaskBatchNorm1d",
     "MultitaskBatchNorm2d",
+    "MultitaskConv1d",
     "MultitaskConv2d",
     "MultitaskLayer",
     "MultitaskLayerNorm",
     "MultitaskLinear",
+    "MultitaskMultiheadAttention",
+    "MultitaskTransformerEncoder",
+    "MultitaskTransformerEncoderLayer",
     "PerTask",
 ]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,26 @@ class TaskError(LookupError):
     """A task does not exist, has nothing allocated, is there already, or none is active."""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a new task may claim, run densely while it is being chosen or warmed up.
+
+    Attributes:
+        weight: of torch's shape, a leaf to differentiate.
+        bias: ``[rows]``, or None.
+        free: bool, of the shape of ``weight``; where it is False, the weight counts as 0. None: all is free.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    free: Tensor | None = None
+
+    @property
+    def effective(self) -> Tensor:
+        """The weight that the layer runs with."""
+        return self.weight if self.free is None else self.weight * self.free
+
+
 class MultitaskLayer(nn.Module, ABC):
     """A weight ``[rows, cols]`` whose positions belong to tasks.
 
@@ -23,7 +44,7 @@ class MultitaskLayer(nn.Module, ABC):
 
     Attributes:
         owners: who owns each position; its task numbers are this layer's slots. Read it; the layer changes it.
-        slots: task name -> slot.
+        slots: task name -> slot. Tasks that share a slot have the same values and bias here.
         densities: slot -> the density that was asked for (what it owns differs by rounding, or by global scope).
         values: slot -> packed values ``[nnz]``, the trainable weights.
         biases: slot -> bias ``[rows]``; empty without bias.
@@ -51,7 +72,7 @@ class MultitaskLayer(nn.Module, ABC):
         self.register_buffer("_like", weight.detach().new_empty(0), persistent=False)
         self.active: str | None = None
         self._patterns: dict[int, SparsePattern] = {}
-        self._candidates: Tensor | None = None
+        self._candidates: Candidates | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for the active task; see the subclass for shapes.
@@ -60,7 +81,7 @@ class MultitaskLayer(nn.Module, ABC):
             TaskError: if no task is active, or nothing is allocated to the active one.
         """
         if self._candidates is not None:
-            return self._dense(x, self._candidates, self.initial_bias)
+            return self._dense(x, self._candidates.effective, self._candidates.bias)
         slot = self.slot(self.active)
         bias = self.biases[str(slot)] if self.initial_bias is not None else None
         return self._packed(x, self.values[str(slot)], self.pattern(slot), bias)
@@ -76,6 +97,10 @@ class MultitaskLayer(nn.Module, ABC):
         if task not in self.slots:
             raise TaskError(f"task {task!r} has nothing allocated here. Tasks: {list(self.slots)}.")
         return self.slots[task]
+
+    def holders(self, slot: int) -> tuple[str, ...]:
+        """The tasks of a slot, in the order in which they came."""
+        return tuple(task for task, held in self.slots.items() if held == slot)
 
     def pattern(self, slot: int) -> SparsePattern:
         """The index structure of a slot's weights, made on first use and kept."""
@@ -93,7 +118,16 @@ class MultitaskLayer(nn.Module, ABC):
         values: Tensor = self.values[str(slot)].detach()
         return self.pattern(slot).unpack(values).view(self.weight_shape)
 
-    def add_task(self, task: str, mask: Tensor, density: float, scale: Tensor | None = None) -> None:
+    def add_task(
+        self,
+        task: str,
+        mask: Tensor,
+        density: float,
+        scale: Tensor | None = None,
+        *,
+        initial: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
         """Give a new task the positions of ``mask``, with their values from the pool.
 
         Args:
@@ -101,26 +135,41 @@ class MultitaskLayer(nn.Module, ABC):
             mask: bool ``[rows, cols]``, free positions only.
             density: the share of all positions that was asked for, kept for the check that all of them add to <= 1.
             scale: float64 ``[rows]``; each row's values are multiplied by it once.
+            initial: of torch's shape, the values to start from instead of the pool's.
+            bias: ``[rows]``, the bias to start from instead of the initial one; not used by a layer without bias.
 
         Raises:
             TaskError: if the task is here already, or the layer is finalized.
             rsn2_kernels.OverlapError: if a position is owned. Nothing changes in either case.
         """
-        check_task_name(task)
-        if task in self.slots:
-            raise TaskError(f"task {task!r} is allocated already.")
+        self._check_new(task)
         if self.pool is None:
             raise TaskError(f"task {task!r} cannot be added: the layer is finalized, its free weights are gone.")
         slot = next(number for number in range(len(self.densities) + 1) if number not in self.densities)
         self.owners.claim(slot, mask)
-        initial = self.pool.flatten(1)
+        dense = (self.pool if initial is None else initial.detach().to(self.pool)).flatten(1)
         if scale is not None:
-            initial = (initial.to(scale.dtype) * scale.unsqueeze(1)).to(initial.dtype)
+            dense = (dense.to(scale.dtype) * scale.unsqueeze(1)).to(dense.dtype)
         self.slots[task] = slot
         self.densities[slot] = density
-        self.values[str(slot)] = nn.Parameter(self.pattern(slot).pack(initial))
+        self.values[str(slot)] = nn.Parameter(self.pattern(slot).pack(dense))
         if self.initial_bias is not None:
-            self.biases[str(slot)] = nn.Parameter(self.initial_bias.clone())
+            start = self.initial_bias if bias is None else bias.detach().to(self.initial_bias)
+            self.biases[str(slot)] = nn.Parameter(start.clone())
+
+    def share_task(self, task: str, holder: str) -> None:
+        """Give a new task the slot of another: the same positions, values and bias, without a copy.
+
+        Raises:
+            TaskError: if the task is here already, or ``holder`` has nothing allocated. Nothing changes then.
+        """
+        self._check_new(task)
+        self.slots[task] = self.slot(holder)
+
+    def _check_new(self, task: str) -> None:
+        check_task_name(task)
+        if task in self.slots:
+            raise TaskError(f"task {task!r} is allocated already.")
 
     @property
     def index_nbytes(self) -> int:

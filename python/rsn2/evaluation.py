@@ -1,0 +1,162 @@
+"""How well a task does, and what it answers: `evaluate` and `predict`, which change nothing."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsn2.arguments import check_int
+from rsn2.data import Data, Loss, batches_of, device_of, first_tensor, to_device
+from rsn2.tasks import names_of, shared_norms, use_task
+
+Metric = Callable[[Tensor, Tensor], float]
+
+
+def predict(
+    model: nn.Module,
+    task: str | Sequence[str],
+    x: Tensor,
+    batch_size: int = 512,
+    *,
+    activation: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The network's outputs for ``x`` as ``task``, in eval mode and without gradients.
+
+    Args:
+        task: one task, or several that were trained for the same purpose, whose outputs are averaged: an ensemble.
+        x: samples along the first dimension; moved to the network's device batch by batch.
+        batch_size: samples per forward pass, at least 1.
+        activation: applied to each task's outputs before they are averaged, such as ``lambda y: y.softmax(-1)`` for the
+            mean of probabilities rather than of logits; to those of a single task too.
+
+    Returns:
+        The outputs of all samples, concatenated, on the network's device; of several tasks, their mean.
+
+    Raises:
+        TaskError: if nothing is allocated to a task.
+        TypeError: if ``x`` is no tensor, or ``batch_size`` no int.
+        ValueError: if ``batch_size`` is below 1, no task is given, or the tasks' outputs differ in shape.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor. Got {type(x).__name__}.")
+    check_int("batch_size", batch_size, least=1)
+    names = names_of(task)
+    if not names:
+        raise ValueError("task: expected one or more tasks. Got none.")
+    outputs = [_outputs(model, name, x, batch_size) for name in names]
+    if activation is not None:
+        outputs = [activation(output) for output in outputs]
+    if len(outputs) == 1:
+        return outputs[0]
+    if len({output.shape for output in outputs}) > 1:
+        shapes = {name: tuple(output.shape) for name, output in zip(names, outputs, strict=True)}
+        raise ValueError(f"task: expected tasks with outputs of one shape, to average them. Got {shapes}.")
+    return torch.stack(outputs).mean(0)
+
+
+def _outputs(model: nn.Module, task: str, x: Tensor, batch_size: int) -> Tensor:
+    device = device_of(model)
+    with use_task(model, task), mode(model, training=False), torch.no_grad():
+        return torch.cat([model(part.to(device)) for part in torch.split(x, batch_size)])
+
+
+def evaluate(
+    model: nn.Module,
+    task: str,
+    data: Data,
+    *,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 512,
+) -> dict[str, float]:
+    """Mean loss and metrics of ``task`` on ``data``, in eval mode and without gradients.
+
+    Args:
+        data: ``(x, target)`` tensors or an iterable of batches.
+        loss: mean over a batch; the batches are weighted by their numbers of samples.
+        metrics: name -> ``metric(outputs, targets)``, called once with the tensors of all samples.
+        batch_size: samples per forward pass, for tensors.
+
+    Returns:
+        ``"loss"``, if a loss was given, and every metric by its name.
+
+    Raises:
+        TaskError: if nothing is allocated to the task.
+        TypeError: if ``data`` is neither tensors nor batches that are pairs of them, ``batch_size`` is no int, or the
+            loss gives no scalar tensor.
+        ValueError: if there is neither loss nor metric, a metric is named "loss", or ``data`` is empty.
+    """
+    metrics = metrics or {}
+    if (loss is None and not metrics) or "loss" in metrics:
+        raise ValueError('loss, metrics: expected a loss or at least one metric, none of them named "loss".')
+    return mean_over(model, task, data, loss, metrics, batch_size, "data")
+
+
+def mean_over(
+    model: nn.Module,
+    task: str,
+    data: Data,
+    loss: Loss | None,
+    metrics: Mapping[str, Metric],
+    batch_size: int,
+    name: str,
+) -> dict[str, float]:
+    """`evaluate` for an argument that the caller calls ``name``."""
+    device = device_of(model)
+    total, samples = 0.0, 0
+    outputs, targets = [], []
+    with use_task(model, task), mode(model, training=False), torch.no_grad():
+        for batch in batches_of(data, batch_size, name=name):
+            x, target = to_device(batch, device)
+            output = model(x)
+            count = samples_of(x)
+            if loss is not None:
+                total += scalar(loss(output, target)).item() * count
+            samples += count
+            if metrics:
+                outputs.append(output)
+                targets.append(target)
+    if samples == 0:
+        raise ValueError(f"{name}: expected at least one sample. Got none.")
+    results = {} if loss is None else {"loss": total / samples}
+    if metrics:
+        everything = torch.cat(outputs), torch.cat(targets)
+        results |= {name: float(metric(*everything)) for name, metric in metrics.items()}
+    return results
+
+
+def scalar(value: object) -> Tensor:
+    """What a loss gave, checked."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss: expected a scalar tensor, the mean over the batch. Got {type(value).__name__}.")
+    if value.ndim > 0:
+        raise TypeError(
+            f"loss: expected a scalar tensor, the mean over the batch. Got one of shape {tuple(value.shape)}."
+        )
+    return value
+
+
+def samples_of(x: Any) -> int:
+    """Number of samples in a batch's input: the first dimension of the first tensor in it."""
+    first = first_tensor(x)
+    assert first is not None, "the batch was checked"
+    return first.shape[0]
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode inside; behind, each module in its own mode of before. To be entered inside `use_task`.
+
+    Norms that all tasks share stay in eval mode: training one task must not move their statistics.
+    """
+    before = {module: module.training for module in model.modules()}
+    shared = set(shared_norms(model))
+    try:
+        for module in before:
+            module.training = training and module not in shared
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
