@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from rsn2_kernels.compact import compact_bits, takes_bytes
+from rsn2_kernels.compact import compact_bits
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.plan import Survey, traffic
 
@@ -119,13 +119,13 @@ def compact_seconds(weight: CsrIndex, batch: int, dtype: torch.dtype, grouped: b
     share = 1 / weight.stacks if grouped else 1
     nnz, positions = share * weight.nnz, share * weight.stacks * rows * cols
     bits = compact_bits(weight, 8 * dtype.itemsize)
-    tiles = not grouped and dtype.itemsize == 2 and batch > (16 if takes_bytes(weight) else 8)
+    tiles = not grouped and dtype.itemsize == 2 and batch > 8
     if tiles:
         readings = -(-batch // _ROWS_PER_TILE)
         computing = readings * (positions / _TILE_POSITIONS_PER_SECOND + nnz / _SCATTERED_PER_SECOND)
         computing += 2 * positions * batch / _TILE_FLOPS_PER_SECOND
     else:
-        at_a_time = 1 if grouped else 8 if dtype.itemsize == 4 else 16
+        at_a_time = 1 if grouped else 8
         readings = -(-batch // at_a_time)
         lookups = readings if grouped or batch == 1 else -(-batch * dtype.itemsize // 8)
         computing = lookups * nnz / _LOOKUPS_PER_SECOND

@@ -48,6 +48,8 @@ cuda::CompactWeight<T> compact_weight(const char* op, const Tensor& x, const Ten
   weight.cols = checked_size(op, "the columns of x", x.size(1));
   weight.segments = (weight.cols + cuda::kSegment - 1) / cuda::kSegment;
   weight.nnz = values.size(0);
+  STD_TORCH_CHECK(weight.nnz <= std::numeric_limits<int32_t>::max(), op, ": expected at most 2^31 - 1 values, got ",
+                  weight.nnz);
   const int64_t cells = stacks * rows * weight.segments;
   check_vector(op, "values", values, x.scalar_type(), weight.nnz);
   check_vector(op, "starts", starts, ScalarType::Int, cells + 1);
@@ -88,8 +90,8 @@ cuda::Product<T> product_of(const char* op, const Tensor& x, const Tensor& value
   product.batch = x.size(0) == 0 ? 0 : checked_size(op, "the rows of x", x.size(0));
   product.epilogue.activation = activation_of(op, activation);
   if (biases) {
-    STD_TORCH_CHECK(biases->numel() == stacks * rows && biases->is_contiguous(), op, ": expected the bias contiguous, of ",
-                    stacks * rows, " elements");
+    STD_TORCH_CHECK(biases->numel() == stacks * rows && biases->is_contiguous(), op,
+                    ": expected the bias contiguous, of ", stacks * rows, " elements");
     STD_TORCH_CHECK(biases->scalar_type() == x.scalar_type(), op, ": expected the bias of the dtype of x");
     check_device(op, "the bias", *biases, x);
     product.epilogue.bias = static_cast<const T*>(biases->const_data_ptr());

@@ -5,6 +5,7 @@
 // warps divide the columns of a segment, so that each part of the tile is read once; their sums are added in the order
 // of the warps. Reading and scattering scale with the owned weights, clearing and multiplying with the tile.
 #include <algorithm>
+#include <type_traits>
 
 #include "epilogue.h"
 #include "linear.h"
@@ -17,10 +18,13 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRowsPerWarp = kTileRows / kWarps;  // that one warp scatters
-constexpr int kRowsAtOnce = 4;                    // whose loads are in flight together
+constexpr int kRowsAtOnce = 8;                    // whose loads are in flight together
 constexpr int kSumThreads = 256;
 // Elements from one row in shared memory to the next: eight rows of a matrix load start in different banks.
 constexpr int kPitch = kSegment + 8;
+
+// Blocks of a multiprocessor, which hide each other's waits as far as the registers go.
+constexpr int blocks_of(int batch_block) { return batch_block > 16 ? 2 : 3; }
 
 // Shared memory of a block: the tile of the weight [kTileRows][kPitch], that of x [batch block][kPitch].
 template <class T>
@@ -29,92 +33,112 @@ struct Tiles {
   T* x;
 };
 
-// Writes the owned weights of one segment to the tile, which is zero. `cell` is this segment of the tile's first row,
-// and `rows` are the rows of the tile that exist.
+// Where the owned weights of one segment of a tile's rows are, by bytes. Each warp brings some of the rows.
 template <class T>
-__device__ __forceinline__ void scatter_bytes(T* tile, const CompactWeight<T>& weight, int64_t cell, int rows) {
-  const int lane = threadIdx.x % kWarp;
-  const int first_row = threadIdx.x / kWarp * kRowsPerWarp;
-  const int segments = weight.segments;
-  // Lanes 2 r and 2 r + 1 hold where row r of the warp begins and ends.
-  int32_t bound = 0;
-  if (lane < 2 * kRowsPerWarp && first_row + lane / 2 < rows) {
-    bound = weight.starts[cell + (first_row + lane / 2) * static_cast<int64_t>(segments) + lane % 2];
-  }
-#pragma unroll
-  for (int group = 0; group < kRowsPerWarp; group += kRowsAtOnce) {
-    T values[kRowsAtOnce];
-    int columns[kRowsAtOnce];
-    // All rows' first weights are on their way before any is waited for.
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      const uint32_t k = __shfl_sync(0xFFFFFFFFu, bound, 2 * (group + r)) + lane;
-      const uint32_t end = __shfl_sync(0xFFFFFFFFu, bound, 2 * (group + r) + 1);
-      columns[r] = -1;
-      if (k < end) {
-        values[r] = weight.values[k];
-        columns[r] = weight.bytes[k];
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      T* const row = tile + (first_row + group + r) * kPitch;
-      if (columns[r] >= 0) row[columns[r]] = values[r];
-      const uint32_t begin = __shfl_sync(0xFFFFFFFFu, bound, 2 * (group + r));
-      const uint32_t end = __shfl_sync(0xFFFFFFFFu, bound, 2 * (group + r) + 1);
-      for (uint32_t k = begin + kWarp + lane; k < end; k += kWarp) row[weight.bytes[k]] = weight.values[k];
-    }
-  }
-}
+struct ByBytes {
+  int32_t bound;  // lanes 2 r and 2 r + 1: where row r of the warp begins and ends
 
+  // `cell` is this segment of the tile's first row, and `rows` are the rows of the tile that exist.
+  __device__ __forceinline__ void load(const CompactWeight<T>& weight, int64_t cell, int rows) {
+    const int lane = threadIdx.x % kWarp;
+    const int row = threadIdx.x / kWarp * kRowsPerWarp + lane / 2;
+    bound = 0;
+    if (lane < 2 * kRowsPerWarp && row < rows) {
+      bound = weight.starts[cell + row * static_cast<int64_t>(weight.segments) + lane % 2];
+    }
+  }
+
+  // To a tile that is zero.
+  __device__ __forceinline__ void scatter(T* tile, const CompactWeight<T>& weight) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int group = 0; group < kRowsPerWarp; group += kRowsAtOnce) {
+      T values[kRowsAtOnce];
+      int columns[kRowsAtOnce];
+      // All rows' first weights are on their way before any is waited for.
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const uint32_t k = begin(group + r) + lane;
+        columns[r] = -1;
+        if (k < end(group + r)) {
+          values[r] = weight.values[k];
+          columns[r] = weight.bytes[k];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        T* const row = tile + (threadIdx.x / kWarp * kRowsPerWarp + group + r) * kPitch;
+        if (columns[r] >= 0) row[columns[r]] = values[r];
+        const uint32_t last = end(group + r);
+#pragma unroll 2
+        for (uint32_t k = begin(group + r) + kWarp + lane; k < last; k += kWarp) {
+          row[weight.bytes[k]] = weight.values[k];
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t begin(int row) const { return __shfl_sync(0xFFFFFFFFu, bound, 2 * row); }
+  __device__ __forceinline__ uint32_t end(int row) const { return __shfl_sync(0xFFFFFFFFu, bound, 2 * row + 1); }
+};
+
+// The same by bits: each lane takes a word of a row.
 template <class T>
-__device__ __forceinline__ void scatter_bits(T* tile, const CompactWeight<T>& weight, int64_t cell, int rows) {
-  constexpr int kWords = kSegment / 32;        // of a row
-  constexpr int kTogether = kWarp / kWords;    // rows
-  const int lane = threadIdx.x % kWarp;
-  const int first_row = threadIdx.x / kWarp * kRowsPerWarp;
-  const int segments = weight.segments;
-  uint32_t words[kRowsPerWarp / kTogether];
-  uint32_t next[kRowsPerWarp / kTogether];
+struct ByBits {
+  static constexpr int kWords = kSegment / 32;      // of a row
+  static constexpr int kTogether = kWarp / kWords;  // rows
+  static constexpr int kSteps = kRowsPerWarp / kTogether;
+  uint32_t words[kSteps];
+  uint32_t starts[kSteps];
+
+  __device__ __forceinline__ void load(const CompactWeight<T>& weight, int64_t cell, int rows) {
 #pragma unroll
-  for (int i = 0; i < kRowsPerWarp / kTogether; ++i) {
-    const int row = first_row + i * kTogether + lane / kWords;
-    const int64_t at = cell + row * static_cast<int64_t>(segments);
-    words[i] = row < rows ? weight.bits[at * kWords + lane % kWords] : 0;
-    next[i] = row < rows ? weight.starts[at] : 0;
-  }
-#pragma unroll
-  for (int i = 0; i < kRowsPerWarp / kTogether; ++i) {
-    // Each word begins behind the ones of the words before it.
-    int before = __popc(words[i]);
-#pragma unroll
-    for (int step = 1; step < kWords; step *= 2) {
-      const int other = __shfl_up_sync(0xFFFFFFFFu, before, step, kWords);
-      if (lane % kWords >= step) before += other;
-    }
-    uint32_t word = words[i];
-    uint32_t k = next[i] + before - __popc(word);
-    T* const columns = tile + (first_row + i * kTogether + lane / kWords) * kPitch + lane % kWords * 32;
-    while (word != 0) {
-      // Four loads on their way before the first is waited for.
-      T values[4];
-      int places[4];
-      int found = 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (word == 0) continue;
-        places[j] = __ffs(word) - 1;
-        values[j] = weight.values[k++];
-        word &= word - 1;
-        found = j + 1;
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j < found) columns[places[j]] = values[j];
-      }
+    for (int i = 0; i < kSteps; ++i) {
+      const int64_t at = cell + row_of(i) * static_cast<int64_t>(weight.segments);
+      words[i] = row_of(i) < rows ? weight.bits[at * kWords + threadIdx.x % kWords] : 0;
+      starts[i] = row_of(i) < rows ? weight.starts[at] : 0;
     }
   }
-}
+
+  __device__ __forceinline__ void scatter(T* tile, const CompactWeight<T>& weight) const {
+    const int of_row = threadIdx.x % kWords;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      // Each word begins behind the ones of the words before it.
+      int before = __popc(words[i]);
+#pragma unroll
+      for (int step = 1; step < kWords; step *= 2) {
+        const int other = __shfl_up_sync(0xFFFFFFFFu, before, step, kWords);
+        if (of_row >= step) before += other;
+      }
+      uint32_t word = __brev(words[i]);
+      const T* from = weight.values + (starts[i] + before - __popc(word));
+      T* const columns = tile + row_of(i) * kPitch + of_row * 32;
+      while (word != 0) {
+        // Four loads on their way before the first is waited for.
+        T values[4];
+        const int left = __popc(word);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (j < left) values[j] = from[j];
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int bit = __clz(static_cast<int>(word | 1));
+          if (j < left) columns[bit] = values[j];
+          word &= ~(0x80000000u >> bit);
+        }
+        from += 4;
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int row_of(int step) {
+    return threadIdx.x / kWarp * kRowsPerWarp + step * kTogether + threadIdx.x % kWarp / kWords;
+  }
+};
 
 // Starts the copies of one segment of rows [row, row + kBatch) of x; 0 past the batch and the columns.
 template <class T, int kBatch>
@@ -134,16 +158,18 @@ __device__ __forceinline__ void copy_x(T* tile, const Product<T>& product, int r
 
 // Block (x, y, z): rows x * kTileRows on, batch rows y * kBatch on, part z of the segments.
 template <class T, int kBatch, bool kBytes>
-__global__ __launch_bounds__(kThreads, 2) void multiply_tiles_kernel(Product<T> product, int splits, float* partial) {
-  // With few batch rows all warps divide the columns; with more, some of them divide the rows, so that a warp's sums fit
-  // into its registers.
+__global__ __launch_bounds__(kThreads, blocks_of(kBatch)) void multiply_tiles_kernel(Product<T> product, int splits,
+                                                                                     float* partial) {
+  // With few batch rows all warps divide the columns; with more, some of them divide the rows, so that a warp's sums
+  // fit into its registers.
   constexpr int kRowParts = kBatch > 32 ? kBatch / 32 : 1;
   constexpr int kColumnParts = kWarps / kRowParts;
   constexpr int kHigh = kTileRows / kRowParts / 16;  // products of a warp down the rows
   constexpr int kWide = kBatch / 8;                  // and across the batch
   [[maybe_unused]] constexpr int kUnrolled = kBatch > 64 ? 1 : 2;     // as far as the registers go
   constexpr int kSumPitch = kTileRows + 1;
-  static_assert(kBatch * kSumPitch * sizeof(float) <= (kTileRows + kBatch) * kPitch * sizeof(T), "sums reuse the tiles");
+  static_assert(kBatch * kSumPitch * sizeof(float) <= (kTileRows + kBatch) * kPitch * sizeof(T),
+                "sums reuse the tiles");
 
   RSN2_SHARED_MEMORY(shared);
   const Tiles<T> tiles{reinterpret_cast<T*>(shared), reinterpret_cast<T*>(shared) + kTileRows * kPitch};
@@ -160,7 +186,12 @@ __global__ __launch_bounds__(kThreads, 2) void multiply_tiles_kernel(Product<T> 
   const int own_row = warp % kRowParts * (kTileRows / kRowParts);
   const int own_column = warp / kRowParts * (kSegment / kColumnParts);
 
+  const auto cell_of = [&](int segment) { return static_cast<int64_t>(first_row) * segments + segment; };
+
   float sums[kHigh][kWide][4] = {};
+  // Where the weights are is asked for one segment ahead.
+  std::conditional_t<kBytes, ByBytes<T>, ByBits<T>> owned;
+  owned.load(weight, cell_of(first), first < last ? rows : 0);
   for (int segment = first; segment < last; ++segment) {
     uint4* const words = reinterpret_cast<uint4*>(tiles.weight);
 #pragma unroll 4
@@ -169,12 +200,8 @@ __global__ __launch_bounds__(kThreads, 2) void multiply_tiles_kernel(Product<T> 
     }
     copy_x<T, kBatch>(tiles.x, product, batch_row, segment * kSegment);
     __syncthreads();
-    const int64_t cell = static_cast<int64_t>(first_row) * segments + segment;
-    if constexpr (kBytes) {
-      scatter_bytes(tiles.weight, weight, cell, rows);
-    } else {
-      scatter_bits(tiles.weight, weight, cell, rows);
-    }
+    owned.scatter(tiles.weight, weight);
+    owned.load(weight, cell_of(segment + 1), segment + 1 < last ? rows : 0);
     wait_copies<0>();
     __syncthreads();
 #pragma unroll(kUnrolled)
@@ -274,8 +301,8 @@ TileShape tile_shape(int rows, int cols, int batch, const Device& device) {
   }
   const int64_t blocks = int64_t{(rows + kTileRows - 1) / kTileRows} *
                          ((batch + shape.batch_block - 1) / shape.batch_block);
-  // Two blocks for every multiprocessor, as long as each has two segments.
-  const int64_t wanted = (2 * device.multiprocessors + blocks - 1) / std::max<int64_t>(blocks, 1);
+  // As many as run at once, rather than some more that would begin when those end; each has two segments at least.
+  const int64_t wanted = int64_t{blocks_of(shape.batch_block)} * device.multiprocessors / std::max<int64_t>(blocks, 1);
   const int segments = (cols + kSegment - 1) / kSegment;
   shape.splits = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max(segments / 2, 1)));
   return shape;

@@ -35,16 +35,16 @@ struct VectorShape {
   int chunk_segments;  // segments of x in shared memory at a time
 };
 inline constexpr int kVectorThreads = 512;
-// Rows of the batch that one reading of the weight may serve; float, up to 8.
-inline constexpr int kVectorBatches[] = {1, 2, 4, 8, 16};
+// Rows of the batch that one reading of the weight may serve.
+inline constexpr int kVectorBatches[] = {1, 2, 4, 8};
 
 template <class T>
 VectorShape vector_shape(const CompactWeight<T>& weight, int batch, bool grouped, const Device& device);
 
 // Row by row of the weight on the ordinary cores: the kernel for the smallest batches.
 //
-// With `task_of_row`, a weight per row of x: row b is multiplied with matrix task_of_row[b] of the stack, and the result
-// is NaN where there is no such matrix; the shape must then be for one row at a time.
+// With `task_of_row`, a weight per row of x: row b is multiplied with matrix task_of_row[b] of the stack, and the
+// result is NaN where there is no such matrix; the shape must then be for one row at a time.
 template <class T>
 void multiply_vectors(const Product<T>& product, const int64_t* task_of_row, const VectorShape& shape,
                       cudaStream_t stream);
@@ -57,11 +57,11 @@ struct TileShape {
 inline constexpr int kTileBatches[] = {16, 32, 64, 128};
 inline constexpr int kTileRows = 64;
 
-// Whether the tensor cores are expected to be faster for this product. No GPU has measured it: by counting cycles of
-// shared memory, a row of x costs an owned weight less than a tile costs its positions below density 1/8, up to 16 rows.
+// Whether the tensor cores are expected to be faster for this product. No GPU has measured it: by the cycles of shared
+// memory that either kernel needs, from 8 rows of x on.
 template <class T>
 bool prefers_tiles(const Product<T>& product) {
-  return sizeof(T) == 2 && product.batch > (product.weight.bytes ? 16 : 8);
+  return sizeof(T) == 2 && product.batch > 8;
 }
 
 TileShape tile_shape(int rows, int cols, int batch, const Device& device);

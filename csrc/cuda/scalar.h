@@ -37,7 +37,9 @@ __device__ __forceinline__ T narrow(float value);
 template <>
 __device__ __forceinline__ float narrow<float>(float value) { return value; }
 template <>
-__device__ __forceinline__ BFloat16 narrow<BFloat16>(float value) { return same_bits<BFloat16>(__float2bfloat16_rn(value)); }
+__device__ __forceinline__ BFloat16 narrow<BFloat16>(float value) {
+  return same_bits<BFloat16>(__float2bfloat16_rn(value));
+}
 template <>
 __device__ __forceinline__ Half narrow<Half>(float value) { return same_bits<Half>(__float2half_rn(value)); }
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../cuda/linear.h"
@@ -199,12 +200,11 @@ void check_grouped(const Case& c, unsigned seed) {
 template <class T>
 void check_all_vectors() {
   unsigned seed = 0;
-  const int blocks = sizeof(T) == 4 ? 4 : 5;
   for (const auto& [rows, cols] : {std::pair{1, 1}, {3, 257}, {33, 130}, {5, 1100}}) {
     for (const double density : {0.0, 0.04, 0.3, 1.0}) {
       for (const bool bytes : {false, true}) {
         ++seed;
-        const int block = cuda::kVectorBatches[seed % blocks];
+        const int block = cuda::kVectorBatches[seed % std::size(cuda::kVectorBatches)];
         const int most = (cols + cuda::kSegment - 1) / cuda::kSegment;
         int team = std::max(4, block) << seed % 4;
         if (seed % 5 == 0) team = cuda::kVectorThreads >> seed % 3;
@@ -215,10 +215,11 @@ void check_all_vectors() {
       }
     }
   }
-  // As the host would share it out.
-  for (const int batch : {0, 1, 2, 7, 19}) {
+  // As the host would share it out; rows of more segments than a warp has lanes.
+  for (const auto& [batch, rows, cols] : {std::tuple{0, 70, 600}, {1, 70, 600}, {2, 70, 600}, {7, 70, 600},
+                                          {19, 70, 600}, {1, 5, 30000}, {3, 2, 12000}}) {
     for (const bool bytes : {false, true}) {
-      const Case c{1, 70, 600, batch, bytes ? 0.1 : 0.25, bytes};
+      const Case c{1, rows, cols, batch, bytes ? 0.1 : 0.25, bytes};
       const Problem<T> problem(c, cuda::Activation::none, false, ++seed);
       check_vectors<T>(c, cuda::vector_shape(problem.product.weight, batch, false, cuda::current_device()), seed);
     }

@@ -68,7 +68,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     families: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in found:
         families.setdefault((_family(kernel), kernel.architecture), []).append(kernel)
-    for (name, architecture), members in families.items():
+    for (name, architecture), members in sorted(families.items()):
         most = [max(getattr(each, key) for each in members) for key in ("registers", "spilled", "stack")]
         shared = max(each.static_shared for each in members)
         label = f"{name} ({len(members)} instances)"
@@ -83,5 +83,5 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(kernels: li
     assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
     for architecture in ARCHITECTURES:
         names = {kernel.name for kernel in kernels if kernel.architecture == architecture}
-        assert len(names) >= 50, names
+        assert len(names) >= 40, names
     assert [kernel for kernel in kernels if kernel.stack or kernel.spilled] == []

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(
 
 
 # What a product needs between bringing x to shared memory and reading it, and before it loads eight bytes at once.
-STAGED = "    stage<T, N>(cells, product, batch_row, first, last, places);\n"
+STAGED = "    reader.load(span(own_row));\n"
 BARRIER = "    __syncthreads();\n"
-WITHIN = "if (first + kOctet <= nnz) return"
+WITHIN = "if (first + kOctet <= static_cast<uint32_t>(weight.nnz)) {"
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -101,7 +101,7 @@ def test_a_race_is_reported(checks_races: Path, defect: str) -> None:
             "thread",
             "ThreadSanitizer: data race",
         ),
-        ("gemv.cu", WITHIN, "if (first < nnz) return", "address,undefined", "AddressSanitizer: heap-buffer-overflow"),
+        ("by_bytes.h", WITHIN, "if (first < end) {", "address,undefined", "AddressSanitizer: heap-buffer-overflow"),
     ],
     ids=["race in gemv", "race in gemm", "out of bounds in gemv"],
 )
