@@ -79,6 +79,15 @@ def epoch() -> str:
     return f"torch {content['machine']['torch']}, {content['machine']['threads']} thread.\n\n{table}"
 
 
+def overhead() -> str:
+    """What a call costs beside its kernel, in microseconds."""
+    content = json.loads((ROOT / "results/overhead-cpu.json").read_text())
+    hot, cold = content["seconds"].values()
+    return markdown(
+        ["", *content["seconds"]], [[name, f"{1e6 * hot[name]:.0f}", f"{1e6 * cold[name]:.0f}"] for name in hot]
+    )
+
+
 def occupancies() -> Any:
     """What benchmarks/occupancy.py counted and predicted."""
     return json.loads((ROOT / "results/occupancy.json").read_text())
@@ -170,6 +179,7 @@ TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "demo", demo),
     ("docs/performance.md", "speed", speed),
     ("docs/performance.md", "epoch", epoch),
+    ("docs/performance.md", "overhead", overhead),
     ("docs/plan.md", "short", short),
     ("docs/plan.md", "tiles", tiles),
     ("docs/plan.md", "occupancy", partial(summary, occupancy.OCCUPANCIES)),
