@@ -9,18 +9,11 @@
 #include "../cpu/grouped.h"
 #include "../cpu/isa.h"
 #include "../cpu/linear.h"
+#include "expect.h"
 #include "reference.h"
 
 namespace rsn2::test {
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const std::string& promise) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", promise.c_str());
-}
 
 // Every pass is cut, however small.
 cpu::Parallel threads(int64_t count) {

@@ -8,18 +8,11 @@
 
 #include "../cuda/bits.h"
 #include "../cuda/platform.h"
+#include "expect.h"
 #include "memory.h"
 
 namespace rsn2::test {
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const std::string& promise) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", promise.c_str());
-}
 
 struct Case {
   int64_t rows, cols;

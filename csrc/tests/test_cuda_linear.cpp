@@ -10,6 +10,7 @@
 #include "../cuda/linear.h"
 #include "../cuda/platform.h"
 #include "../cuda/scalar.h"
+#include "expect.h"
 #include "memory.h"
 
 namespace rsn2::test {
@@ -17,14 +18,6 @@ namespace {
 
 using cuda::BFloat16;
 using cuda::Half;
-
-int failures = 0;
-
-void expect(bool condition, const std::string& promise) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", promise.c_str());
-}
 
 template <class T>
 constexpr double kRoundoff = 0;

@@ -18,6 +18,7 @@
 
 #include "../cuda/platform.h"
 #include "../cuda/primitives.h"
+#include "expect.h"
 #include "planted/row_sums.h"
 
 namespace rsn2::test {
@@ -25,14 +26,6 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 constexpr uint64_t kSeeds = 20;
-
-int failures = 0;
-
-void expect(bool condition, const std::string& promise) {
-  if (condition) return;
-  ++failures;
-  std::printf("FAILED: %s\n", promise.c_str());
-}
 
 std::string error_of(const std::function<void()>& run) {
   try {
