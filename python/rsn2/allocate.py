@@ -6,7 +6,7 @@ of several positions it takes the blocks with the largest sums, and the number t
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal, get_args
 
@@ -19,7 +19,7 @@ from rsn2.new_task import add_copies, check_new, share_slots
 from rsn2.nn.layer import MultitaskLayer
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
 from rsn2.saliency import DATA_FREE, AllocationError, Batches, Criterion, Start, fan_in_scale, saliencies, told
-from rsn2.sharing import Share, shared_layers
+from rsn2.sharing import Share, shared_layers, used_layers
 from rsn2.tasks import check_converted, multitask_layers
 from rsn2.warm_up import WarmStart
 
@@ -40,11 +40,12 @@ def allocate(
     rescale: Rescale | None = None,
     granularity: Granularity | None = None,
     seed: int = 0,
+    layers: Sequence[str] | None = None,
     share: Share | None = None,
     flip: bool = False,
     start: WarmStart | None = None,
 ) -> dict[str, int]:
-    """Give a new task its own weights in every multitask layer, and its copies of the per-task modules.
+    """Give a new task its own weights in the multitask layers it runs through, and its copies of per-task modules.
 
     The saliency of a weight comes from the loss of the task through the candidates only: the free weights, all others
     being 0. The network runs in the mode it is in; call ``model.eval()`` first to keep dropout out of the choice.
@@ -58,7 +59,7 @@ def allocate(
         batches: ``(x, target)`` pairs, at least one; the gradients of all of them are added.
         criterion: saliency of a weight w with gradient g: |g|, |g w|, |w|, or uniform noise from ``seed``.
         scope: keep round(density * positions) in each layer; as many in each of its columns, so that no task takes an
-            input from the others; or over all layers together.
+            input from the others; or over all of the task's layers together.
         rescale: "fan_in" multiplies each row's values once by sqrt(columns / owned in the row), so that a sparse row
             starts with the output variance of the dense one; in the network that is differentiated, by sqrt(columns /
             free in the row), so that what earlier tasks left carries a signal of that size too. None is the paper's
@@ -69,22 +70,25 @@ def allocate(
             positions). A block ends where the layer or group does. None, like (1, 1), is the paper's form: single
             weights, and exactly that number.
         seed: of the "random" criterion, and of the signs of ``flip``.
-        share: task -> names or patterns of layers (``{"age": ["conv*"]}``) in which this task gets no weights of its
-            own but the slot of that task: the same values and biases. Such a slot costs no density. From now on it is
-            trained only by :func:`rsn2.fit_together` with all of its tasks, and stays as it is in any other fit.
+        layers: names or patterns of the multitask layers that the task runs through (``["image.*", "shared"]``); None
+            means all. In the others it gets nothing and spends no density, so that other tasks can have them wholly,
+            and they do not run as this task. Per-task modules have a part for it all the same.
+        share: task -> names or patterns of the task's layers (``{"age": ["conv*"]}``) in which it gets no weights of
+            its own but the slot of that task: the same values and biases. Such a slot costs no density. From now on it
+            is trained only by :func:`rsn2.fit_together` with all of its tasks, and stays as it is in any other fit.
         flip: draw a sign for each row, anew for each task, and start from the free weights and the bias times it. Units
             that are dead for the tasks so far, whose weights are what is left, can then live. False is the paper's
             form.
         start: start from weights that :func:`rsn2.warm_up` trained for this task, instead of the network's own.
 
     Returns:
-        Layer name -> number of weights that the task owns there, shared ones included. A layer where the task owns
-        nothing, or almost only weights without saliency (units that are dead on all of its data), is named in a
-        warning.
+        Name of each of the task's layers -> number of weights that it owns there, shared ones included. A layer where
+        it owns nothing, or almost only weights without saliency (units that are dead on all of its data), is named in
+        a warning.
 
     Raises:
-        TaskError: if the task is allocated already, a per-task module has no part for it, a layer is finalized, or a
-            task to share with has nothing allocated.
+        TaskError: if the task is allocated already, a per-task module has no part for it, a layer is finalized, a task
+            to share with has nothing allocated, or the network runs a layer that ``layers`` leaves out.
         AllocationError: if the density is out of range or more than what is left, ``batches`` is empty, a gradient is
             not finite, or a layer takes no part in the loss.
         ValueError: if another argument is not one of what is listed here. Nothing has changed after any error.
@@ -96,9 +100,9 @@ def allocate(
         raise AllocationError(f"density: expected a number in (0, 1]. Got {density!r}.")
     if criterion not in DATA_FREE and (loss is None or batches is None):
         raise ValueError(f"loss, batches: the {criterion!r} criterion needs both.")
-    layers = multitask_layers(model)
-    holders = shared_layers(layers, task, share)
-    own = {name: layer for name, layer in layers.items() if name not in holders}
+    used = used_layers(multitask_layers(model), layers)
+    holders = shared_layers(multitask_layers(model), used, task, share)
+    own = {name: layer for name, layer in used.items() if name not in holders}
     check_new(model, task, own)
     _check_room(own, density)
     starts = {name: Start.of(layer) for name, layer in own.items()}
@@ -111,7 +115,7 @@ def allocate(
         add_copies(model, task, undo)
         if start is not None:
             start.fill_copies(model, task, undo)
-        share_slots(layers, task, holders, undo)
+        share_slots(used, task, holders, undo)
         found = saliencies(model, own, starts, task, loss, batches, criterion, seed, scaled=rescale is not None)
         masks = choose(own, found, density, scope, blocks)
         undo.pop_all()
@@ -133,7 +137,7 @@ def allocate(
     for name, layer in own.items():
         scale = fan_in_scale(masks[name]) if rescale else None
         layer.add_task(task, masks[name], density, scale, initial=starts[name].weight, bias=starts[name].bias)
-    return {name: layer.owners.count(layer.slot(task)) for name, layer in layers.items()}
+    return {name: layer.owners.count(layer.slot(task)) for name, layer in used.items()}
 
 
 def _check_options(

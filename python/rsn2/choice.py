@@ -26,7 +26,7 @@ def choose(
     scope: Scope,
     granularity: Granularity | None,
 ) -> dict[str, Tensor]:
-    """The task's mask ``[rows, cols]`` in every layer.
+    """The task's mask ``[rows, cols]`` in each of ``layers``, those that it gets weights of its own in.
 
     Raises:
         AllocationError: if fewer positions are free than rounding explains.
@@ -44,7 +44,7 @@ def choose(
     device = next(iter(saliencies.values())).device
     flat = torch.cat([saliency.flatten().to(device, torch.float32) for saliency in saliencies.values()])
     flat_free = torch.cat([mask.flatten().to(device) for mask in free.values()])
-    chosen = largest(flat, flat_free, _count(density, layers, "the network"))
+    chosen = largest(flat, flat_free, _count(density, layers, "its layers"))
     parts = chosen.split([mask.numel() for mask in free.values()])
     return {name: part.view(free[name].shape).to(free[name].device) for name, part in zip(free, parts, strict=True)}
 
@@ -71,7 +71,7 @@ def _choose_blocks(
     masks = {}
     for names in [list(layers)] if scope == "global" and layers else [[name] for name in layers]:
         ranked = {name: layers[name] for name in names}
-        where = "the network" if scope == "global" else f"layer {names[0]!r}"
+        where = "its layers" if scope == "global" else f"layer {names[0]!r}"
         count = _count(density, ranked, where, max(grids[name].largest for name in names))
         device = free[names[0]].device
         scores = [grids[name].sums(saliencies[name].double().masked_fill(~free[name], 0)).to(device) for name in names]

@@ -1,22 +1,24 @@
-"""The command line: ``rsn2 train``, ``rsn2 report``, ``rsn2 predict``."""
+"""The command line: ``rsn2 train``, ``rsn2 experiment``, ``rsn2 report``, ``rsn2 predict``."""
 
 import csv
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import torch
 import typer
 from rich.console import Console
 
-from rsn2.allocate import AllocationError
+from rsn2.allocate import AllocationError, Criterion, Scope
 from rsn2.checkpoint import describe
-from rsn2.experiments import extras, runner, summary, tabular
+from rsn2.experiments import extras, paper, runner, summary, tabular
 from rsn2.experiments.config import ConfigError, read_config
+from rsn2.experiments.data import DataError, Source
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
+from rsn2.experiments.settings import OptimizerName
 from rsn2.nn.layer import TaskError
 from rsn2.sealed import CheckpointError
 from rsn2.training import TrainingError
@@ -25,6 +27,7 @@ _USER_ERRORS = (
     AllocationError,
     CheckpointError,
     ConfigError,
+    DataError,
     OSError,
     RunError,
     TaskError,
@@ -110,6 +113,8 @@ def train(
       report.json        results, audit, bits per weight, time, versions
       net.safetensors    the network, for report, predict and rsn2.load
       ownership.png      who owns which weight
+      curves.png         loss over the epochs, controls beside
+      losses.png         test losses over the stages of training
       run.json, resume/  for going on after an interruption: same command
 
     \b
@@ -127,6 +132,107 @@ def train(
         result = runner.run(experiment, folder, controls=controls, fresh=fresh, console=console)
         if console is not None:
             summary.show(result, folder, console)
+
+
+@app.command()
+def experiment(
+    number: Annotated[int, typer.Argument(metavar="N", min=1, max=6, help="Which of the paper's experiments.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first run.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")] = False,
+    device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
+    density: Annotated[float | None, typer.Option(min=0, max=1, help="Of each task. Default: the paper's.")] = None,
+    granularity: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="Claim blocks. Default: single weights.")
+    ] = None,
+    criterion: Annotated[Criterion | None, typer.Option(help="What makes a weight matter. Default: gradient.")] = None,
+    scope: Annotated[Scope | None, typer.Option(help="Where weights compete. Default: the experiment's.")] = None,
+    rescale: Annotated[
+        Literal["none", "fan_in"] | None, typer.Option(help="Of a sparse row's values. Default: the experiment's.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Signs for each task. Default: the experiment's.")
+    ] = None,
+    optimizer: Annotated[OptimizerName, typer.Option(help="Of all trainings.")] = "adam",
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="At most, of each training.")] = paper.options.EPOCHS,
+    samples: Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")] = Path("runs"),
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results files. Default: results; with --quick the folder of the run."),
+    ] = None,
+    accept_unknown: Annotated[
+        bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier runs from the folders first.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Run one of the paper's experiments: its network, its tasks and its dense controls, beside its figures.
+
+    \b
+    1  Fashion-MNIST five times, convolutional, and the ensemble
+    2  MNIST and Fashion-MNIST, fully connected
+    3  Fashion-MNIST's easy and hard classes, convolutional
+    4  MNIST, Fashion-MNIST, Boston housing, IMDB, fully connected
+    5  UTKFace's age, gender, ethnicity, and CIFAR-10, convolutional
+    6  Reuters-21578, transformer
+
+    \b
+    Example:  rsn2 experiment 2 --data-dir data --seeds 3
+
+    \b
+    Written:
+      RESULTS/experiment-N-seed-S.json    figures beside the paper's, and how they came
+      OUT/experiment-N-seed-S/            network, pictures, report, and what an interrupted run needs
+      OUT/controls/                       controls, trained once for all experiments
+
+    \b
+    Exit codes:
+      0    done
+      1    a run is complete, and its audit found a change
+      2    a mistake in arguments, data or folder
+      130  interrupted
+    """
+    with _errors():
+        torch.set_num_threads(threads)
+        console = None if quiet else Console()
+        source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
+        for each in range(seed, seed + seeds):
+            options = paper.Options(
+                seed=each,
+                density=density,
+                criterion=criterion,
+                scope=scope,
+                rescale=rescale,
+                flip=flip,
+                granularity=granularity,
+                optimizer=optimizer,
+                lr=lr,
+                epochs=epochs,
+                samples=samples,
+            )
+            name = f"experiment-{number}-seed-{each}"
+            folder = out / (f"quick-{name}" if quick else name)
+            place = results if results is not None else (folder if quick else Path("results"))
+            file = place / f"{name}.json"
+            result = paper.run(
+                number,
+                options.as_quick() if quick else options,
+                source,
+                folder,
+                result=file,
+                fresh=fresh,
+                device=device,
+                console=console,
+            )
+            if console is not None:
+                summary.show_rows(result, (file, folder), console)
 
 
 @app.command()

@@ -18,7 +18,8 @@ class LayerReport:
     Attributes:
         name: in the network.
         shape: ``(rows, cols)`` of its weight.
-        owned: task -> number of positions it owns; tasks that share a slot own the same ones.
+        owned: task -> number of positions it owns; tasks that share a slot own the same ones. Without those that do not
+            run through the layer.
         free: number of positions without an owner.
         values_bytes: packed values and biases of all tasks.
         planes_bytes: the owner map.
@@ -41,7 +42,7 @@ class LayerReport:
         return self.shape[0] * self.shape[1]
 
     def density(self, task: str) -> float:
-        """Share of all positions that ``task`` owns."""
+        """Share of all positions that ``task`` owns; 0 if it does not run through the layer."""
         return self.owned.get(task, 0) / self.positions
 
     @property
@@ -90,7 +91,10 @@ class Report:
         for column in ("layer", "shape", *self.tasks, "free", "bits", "pool bits", "index bits"):
             table.add_column(column, justify="left" if column in ("layer", "shape") else "right")
         for layer in self.layers:
-            shares = [f"{layer.owned.get(task, 0):,} ({layer.density(task):.3f})" for task in self.tasks]
+            shares = [
+                f"{layer.owned[task]:,} ({layer.density(task):.3f})" if task in layer.owned else "-"
+                for task in self.tasks
+            ]
             table.add_row(
                 layer.name,
                 f"{layer.shape[0]} x {layer.shape[1]}",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,25 @@ class ResumeFile:
             setattr(state, losses, record[losses])
 
 
-def identity(model: nn.Module, tasks: Sequence[str], own: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
-    """The settings that say which weights a resume file is about, and how they are trained."""
+def identity(
+    model: nn.Module,
+    tasks: Sequence[str],
+    own: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    free_in: Collection[str] = (),
+) -> dict[str, Any]:
+    """The settings that say which weights a resume file is about, and how they are trained.
+
+    Args:
+        free_in: layers in which the tasks have no slot yet, and train what is free: those of a warm-up.
+    """
     owned = hashlib.sha256()
-    for layer in multitask_layers(model).values():
-        # A task that is being warmed up has no slot yet: what it trains is what is free.
-        masks = [layer.owners.mask(layer.slot(task)) if task in layer.slots else layer.owners.free() for task in tasks]
-        for mask in masks:
-            owned.update(mask.cpu().numpy().tobytes())
+    for name, layer in multitask_layers(model).items():
+        for task in tasks:
+            if task in layer.slots:
+                owned.update(_bytes_of(layer.owners.mask(layer.slots[task])))
+            else:  # "unused" are no bytes of a mask, which are 0 and 1
+                owned.update(_bytes_of(layer.owners.free()) if name in free_in else b"unused")
     return {
         "version": _VERSION,
         "task": tasks[0] if len(tasks) == 1 else list(tasks),
@@ -177,6 +188,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _bytes_of(mask: Tensor) -> bytes:
+    return mask.cpu().numpy().tobytes()
 
 
 def _brief(value: Any) -> str:

@@ -135,7 +135,10 @@ def _gradients(
             finite = {}
             for name, gradient in zip(leaves, gradients, strict=True):
                 if gradient is None:
-                    raise AllocationError(f"layer {name!r} takes no part in the loss of batch {number}.")
+                    raise AllocationError(
+                        f"layer {name!r} takes no part in the loss of batch {number}. If task {task!r} does not run "
+                        "through it, leave it out of layers=[...]."
+                    )
                 finite[name] = torch.isfinite(gradient).all()
                 accumulated = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
                 total[name] = total[name] + accumulated if name in total else accumulated

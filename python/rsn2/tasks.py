@@ -61,11 +61,23 @@ def shared_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def tasks(model: nn.Module) -> list[str]:
-    """Tasks with an allocation in the network, in order of allocation."""
+    """Tasks with an allocation in the network: layer by layer, and in each in order of allocation."""
     layers = multitask_layers(model)
     if not layers:
         return list(dict.fromkeys(task for module in per_task_modules(model).values() for task in module.tasks))
     return list(dict.fromkeys(task for layer in layers.values() for task in layer.slots))
+
+
+def slots_of(model: nn.Module, task: str | Sequence[str]) -> list[tuple[str, MultitaskLayer, int]]:
+    """The slots that a task has, or any of several tasks: layer name, layer, slot; each once, in the layers' order.
+
+    A task has a slot in the layers that it runs through, and in no other.
+    """
+    return [
+        (name, layer, slot)
+        for name, layer in multitask_layers(model).items()
+        for slot in dict.fromkeys(layer.slots[each] for each in names_of(task) if each in layer.slots)
+    ]
 
 
 def check_converted(model: nn.Module) -> None:
@@ -79,7 +91,7 @@ def check_converted(model: nn.Module) -> None:
 
 
 def check_allocated(model: nn.Module, task: str) -> None:
-    """Raise unless every multitask layer and per-task module of the network has a part for ``task``.
+    """Raise unless a multitask layer, if the network has any, and every per-task module have a part for ``task``.
 
     Raises:
         TaskError: if the network was not converted, or the task has nothing allocated; says what to call.
@@ -90,7 +102,7 @@ def check_allocated(model: nn.Module, task: str) -> None:
 def _check_allocated(model: nn.Module, parts: _Parts, task: str) -> None:
     if not parts.all():
         check_converted(model)
-    missing = [name for name, layer in parts.layers.items() if task not in layer.slots]
+    missing = [] if any(task in layer.slots for layer in parts.layers.values()) else list(parts.layers)
     missing += [name for name, module in parts.copies.items() if task not in module.tasks]
     if missing:
         raise TaskError(
@@ -159,10 +171,9 @@ def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter
     for name in names:
         check_allocated(model, name)
     own: list[nn.Parameter] = []
-    for layer in multitask_layers(model).values():
-        for slot in dict.fromkeys(layer.slot(name) for name in names):
-            if set(layer.holders(slot)) <= set(names):
-                own.extend(_of_slot(layer, slot))
+    for _, layer, slot in slots_of(model, names):
+        if set(layer.holders(slot)) <= set(names):
+            own.extend(_of_slot(layer, slot))
     for module in per_task_modules(model).values():
         for name in names:
             own.extend(module.of(name).parameters())
@@ -173,11 +184,9 @@ def frozen_slots(model: nn.Module, task: str | Sequence[str]) -> dict[str, tuple
     """Layers in which training ``task`` cannot change its own values, since others share them: layer -> the others."""
     names = names_of(task)
     found: dict[str, tuple[str, ...]] = {}
-    for where, layer in multitask_layers(model).items():
-        slots = {layer.slot(name) for name in names}
-        others = [other for slot in sorted(slots) for other in layer.holders(slot) if other not in names]
-        if others:
-            found[where] = tuple(others)
+    for where, layer, slot in slots_of(model, names):
+        if others := tuple(other for other in layer.holders(slot) if other not in names):
+            found[where] = (*found.get(where, ()), *others)
     return found
 
 
@@ -190,9 +199,7 @@ def own_tensors(model: nn.Module, task: str) -> dict[str, Tensor]:
         TaskError: if nothing is allocated to the task.
     """
     check_allocated(model, task)
-    mine = {
-        id(parameter) for layer in multitask_layers(model).values() for parameter in _of_slot(layer, layer.slot(task))
-    }
+    mine = {id(parameter) for _, layer, slot in slots_of(model, task) for parameter in _of_slot(layer, slot)}
     for module in per_task_modules(model).values():
         mine |= {id(tensor) for tensor in (*module.of(task).parameters(), *module.of(task).buffers())}
     return _named(model, mine)

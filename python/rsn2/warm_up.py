@@ -7,7 +7,7 @@ made.
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from rsn2.nn.layer import Candidates, MultitaskLayer
 from rsn2.nn.names import check_task_name
 from rsn2.resume import FitState, ResumeFile, data_identity, identity
 from rsn2.saliency import Start, through
-from rsn2.sharing import Share, shared_layers
+from rsn2.sharing import Share, shared_layers, used_layers
 from rsn2.tasks import activated, check_converted, multitask_layers, per_task_modules
 
 
@@ -92,12 +92,13 @@ def warm_up(
     lr: float = 1e-3,
     batch_size: int = 512,
     seed: int = 0,
+    layers: Sequence[str] | None = None,
     share: Share | None = None,
     flip: bool = False,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> WarmStart:
-    """Train all free weights densely for a task that is not allocated yet, so that it is allocated among trained ones.
+    """Train all free weights of a new task's layers densely, so that it is then allocated among trained ones.
 
     ::
 
@@ -114,28 +115,31 @@ def warm_up(
         task: a new name.
         train, loss, epochs, lr, batch_size, seed, resume, progress: as for :func:`rsn2.fit`.
         optimizer: a function from the list of parameters to an optimizer, or None for Adam with ``lr``.
-        share, flip: as for :func:`rsn2.allocate`; shared slots run, and are not trained. Give `allocate` the same
-            ``share``, and ``seed`` here for the signs of ``flip``, which `allocate` then does not draw.
+        layers, share, flip: as for :func:`rsn2.allocate`; shared slots run, and are not trained. Give `allocate` the
+            same ``layers`` and ``share``, and ``seed`` here for the signs of ``flip``, which `allocate` then does not
+            draw.
 
     Raises:
-        TaskError: if the task is allocated already, or cannot be.
+        TaskError: if the task is allocated already, or cannot be, or the network runs a layer that ``layers`` leaves
+            out.
         TypeError, ValueError, CheckpointError, TrainingError: as :func:`rsn2.fit`.
     """
     check_task_name(task)
     check_converted(model)
     check_fit_arguments(loss, epochs, batch_size, None, 0.0, seed, has_val=False)
     check_data(train, "train")
-    holders = shared_layers(multitask_layers(model), task, share)
-    check_new(model, task, {name: each for name, each in multitask_layers(model).items() if name not in holders})
+    used = used_layers(multitask_layers(model), layers)
+    holders = shared_layers(multitask_layers(model), used, task, share)
+    check_new(model, task, {name: layer for name, layer in used.items() if name not in holders})
     model = copy.deepcopy(model)
-    layers = multitask_layers(model)
+    used = {name: layer for name, layer in multitask_layers(model).items() if name in used}
     with ExitStack() as kept:  # the copy is thrown away with all that it got
         add_copies(model, task, kept)
-        share_slots(layers, task, holders, kept)
+        share_slots(used, task, holders, kept)
         kept.pop_all()
     candidates = {
         name: _candidates(layer, Start.of(layer).flipped(seed, task, name) if flip else Start.of(layer))
-        for name, layer in layers.items()
+        for name, layer in used.items()
         if name not in holders
     }
     own: dict[str, Tensor] = {}
@@ -153,11 +157,11 @@ def warm_up(
     file = None
     if resume is not None:
         settings = {"warm_up": epochs, "seed": seed, "batch_size": batch_size, "train": data_identity(train)}
-        file = ResumeFile(Path(resume), identity(model, [task], own, made) | settings)
+        file = ResumeFile(Path(resume), identity(model, [task], own, made, free_in=candidates) | settings)
 
     @contextmanager
     def running(name: str) -> Iterator[None]:
-        with activated(model, name), through({layers[where]: each for where, each in candidates.items()}):
+        with activated(model, name), through({used[where]: each for where, each in candidates.items()}):
             yield
 
     lessons = {task: Lesson(train, None, loss)}

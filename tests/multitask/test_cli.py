@@ -117,7 +117,7 @@ def test_train_runs_as_a_process_and_prints_the_table(
     assert f"{report['bits_per_weight']:.1f}, all tasks in one network" in done.stdout
     assert "predictions bitwise equal to those before" in done.stdout
     assert f"written to {folder / 'run'}" in done.stdout.replace("\n", "")
-    written = {"report.json", "net.safetensors", "ownership.png", "run.json", "resume"}
+    written = {"report.json", "net.safetensors", "ownership.png", "curves.png", "losses.png", "run.json", "resume"}
     assert {file.name for file in (folder / "run").iterdir()} == written
 
 

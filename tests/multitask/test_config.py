@@ -127,7 +127,7 @@ def test_features_and_targets_are_standardised_by_the_samples_trained_on(config:
 
 
 def test_mse_is_in_the_units_of_the_target(config: Path) -> None:
-    task = tabular.experiment(read_config(config)).tasks[1]
+    problem = tabular.experiment(read_config(config)).controls["sizes"].problem
     scaling = load_split(read_config(config).tasks[1]).scaling
-    off_by_three = task.test[1] + 3 / scaling.target_scale
-    assert task.score(off_by_three, task.test[1]) == pytest.approx(9, rel=1e-4)
+    off_by_three = problem.test[1] + 3 / scaling.target_scale
+    assert problem.score(off_by_three, problem.test[1]) == pytest.approx(9, rel=1e-4)

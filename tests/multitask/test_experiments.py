@@ -22,12 +22,13 @@ from torch import Tensor, nn
 import rsn2
 from csv_runs import EXAMPLES, write_data
 from rsn2.checkpoint import read_metadata
-from rsn2.experiments import extras, plots, reload, runner, tabular
+from rsn2.experiments import audit, extras, plots, reload, runner, tabular
 from rsn2.experiments.config import read_config
+from rsn2.experiments.experiment import Experiment
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
 from rsn2.tasks import multitask_layers
-from rsn2.training import fit, predict
+from rsn2.training import History, fit_together, predict
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +106,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     folder = config.parent / "run"
     trainings = []
 
-    def interrupted(model: nn.Module, task: str, *arguments: Any, **options: Any) -> rsn2.training.History:
-        trainings.append(task)
-        if len(trainings) == 3:  # the second task, after one of its epochs
-            fit(model, task, *arguments, **{**options, "epochs": 1})
+    def interrupted(model: nn.Module, train: Mapping[str, Any], *arguments: Any, **options: Any) -> dict[str, History]:
+        trainings.extend(train)
+        if len(trainings) == 4:  # the second task, after one of its epochs
+            fit_together(model, train, *arguments, **{**options, "epochs": 1})
             raise KeyboardInterrupt
-        return fit(model, task, *arguments, **options)
+        return fit_together(model, train, *arguments, **options)
 
-    monkeypatch.setattr(runner, "fit", interrupted)
+    monkeypatch.setattr(runner, "fit_together", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runner.run(tabular.experiment(read_config(config)), folder)
-    assert trainings == ["shapes", "shapes", "sizes"]
+    assert trainings == ["shapes", "sizes", "shapes", "sizes"]
     result = runner.run(tabular.experiment(read_config(config)), folder)
     whole = json.loads((finished / "run" / "report.json").read_text())
     for task, expected in zip(result["tasks"], whole["tasks"], strict=True):
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
             key: expected[key] for key in expected if "seconds" not in key
         }
     tensors, others = load_file(folder / "net.safetensors"), load_file(finished / "run" / "net.safetensors")
-    assert runner.count_changed(tensors, others) == 0
+    assert audit.count_changed(tensors, others) == 0
 
 
 def test_a_finished_run_is_not_run_again_and_fresh_runs_it_anew(
@@ -135,7 +136,7 @@ def test_a_finished_run_is_not_run_again_and_fresh_runs_it_anew(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a task was trained")
 
-    monkeypatch.setattr(runner, "fit", never)
+    monkeypatch.setattr(runner, "fit_together", never)
     assert runner.run(experiment, finished / "run") == before
     with pytest.raises(AssertionError, match="a task was trained"):
         runner.run(experiment, finished / "run", fresh=True)
@@ -162,7 +163,7 @@ def test_a_folder_with_other_settings_is_refused(finished: Path, config: Path) -
 
 
 def test_a_folder_with_other_data_is_refused(finished: Path, config: Path) -> None:
-    def experiment() -> runner.Experiment:
+    def experiment() -> Experiment:
         made = tabular.experiment(read_config(config))
         # The configuration is the same but for the folder, which has no part in this test.
         return dataclasses.replace(made, settings={**theirs, "data": made.settings["data"]})
@@ -180,16 +181,16 @@ def test_a_folder_with_other_data_is_refused(finished: Path, config: Path) -> No
 def test_the_audit_notices_one_changed_value(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "predict_elsewhere", reload_here)
 
-    def forgetful(model: nn.Module, task: str, *arguments: Any, **options: Any) -> rsn2.training.History:
-        history = fit(model, task, *arguments, **options)
-        if task == "sizes":
+    def forgetful(model: nn.Module, train: Mapping[str, Any], *arguments: Any, **options: Any) -> dict[str, History]:
+        history = fit_together(model, train, *arguments, **options)
+        if "sizes" in train:
             layer = multitask_layers(model)["hidden.1"]
             with torch.no_grad():
                 value = layer.values[str(layer.slot("shapes"))][5:6]
                 value.copy_(torch.nextafter(value, value + 1))
         return history
 
-    monkeypatch.setattr(runner, "fit", forgetful)
+    monkeypatch.setattr(runner, "fit_together", forgetful)
     with pytest.raises(AuditError, match="1 values of task 'shapes' changed"):
         runner.run(tabular.experiment(read_config(config)), config.parent / "run", controls=False)
     report = json.loads((config.parent / "run" / "report.json").read_text())
@@ -215,10 +216,10 @@ def test_a_new_process_that_fails_is_an_audit_error(tmp_path: Path) -> None:
 
 def test_count_changed_compares_bits() -> None:
     before = {"x": torch.tensor([0.0, float("nan"), 1.0]), "mask": torch.tensor([True, False])}
-    assert runner.count_changed({name: tensor.clone() for name, tensor in before.items()}, before) == 0
-    assert runner.count_changed({**before, "x": torch.tensor([-0.0, float("nan"), 2.0])}, before) == 2
-    assert runner.count_changed({**before, "mask": torch.tensor([True])}, before) == 2
-    assert runner.count_changed({"x": before["x"]}, before) == 2
+    assert audit.count_changed({name: tensor.clone() for name, tensor in before.items()}, before) == 0
+    assert audit.count_changed({**before, "x": torch.tensor([-0.0, float("nan"), 2.0])}, before) == 2
+    assert audit.count_changed({**before, "mask": torch.tensor([True])}, before) == 2
+    assert audit.count_changed({"x": before["x"]}, before) == 2
 
 
 # Extras, picture, examples

@@ -109,6 +109,8 @@ _ALLOCATION = {
     "criterion": _one_of(*get_args(Criterion)),
     "scope": _one_of(*get_args(Scope)),
     "rescale": _one_of(*get_args(Rescale)),
+    "flip": _Rule("true or false", lambda value: isinstance(value, bool)),
+    "samples": _COUNT,
     "granularity": _Rule(
         "[rows, columns], two ints of at least 1",
         lambda value: isinstance(value, list) and len(value) == 2 and all(map(_COUNT.holds, value)),

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PICTURES = ("ownership", "curves", "losses")
+"""Who owns which weight, loss over the epochs, test losses over the stages of training."""
+
 
 class RunError(RuntimeError):
     """A run cannot go on in its folder."""
@@ -19,14 +22,12 @@ class RunFolder:
     Attributes:
         report: JSON, written at the end.
         checkpoint: the finished network.
-        picture: who owns which weight.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.report = path / "report.json"
         self.checkpoint = path / "net.safetensors"
-        self.picture = path / "ownership.png"
         self._state = path / "run.json"
         self._resume = path / "resume"
         self._settings: dict[str, Any] = {}
@@ -46,7 +47,7 @@ class RunFolder:
         # As they come back from a file, so that the two compare.
         self._settings = json.loads(json.dumps(settings))
         if fresh:
-            for file in (self._state, self.report, self.checkpoint, self.picture):
+            for file in (self._state, self.report, self.checkpoint, *map(self.picture, PICTURES)):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self._resume, ignore_errors=True)
         self._resume.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,10 @@ class RunFolder:
             )
         self._seconds_before = state["seconds"]
         self.keep_time()
+
+    def picture(self, name: str) -> Path:
+        """Where one of `PICTURES` is drawn."""
+        return self.path / f"{name}.png"
 
     def resume_file(self, name: str) -> Path:
         """Where `rsn2.fit` keeps the training called ``name``."""

@@ -1,5 +1,6 @@
-"""Draw who owns which weight."""
+"""Pictures of a run: who owns which weight, how each task learnt, and what later training did to it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from rsn2.tasks import multitask_layers, tasks
 
 _FREE = "#f2f2f2"
 _PANELS_PER_ROW = 3
+_DPI = 120
+# Of Okabe and Ito, told apart without colour vision too.
+_NETWORKS = {"rsn2": "#0072b2", "control": "#d55e00"}
+_PARTS = {"train": "--", "val": "-"}
+_MARKERS = "osD^vP*X"
 
 
 def ownership(model: nn.Module, path: Path) -> None:
@@ -20,7 +26,6 @@ def ownership(model: nn.Module, path: Path) -> None:
     Raises:
         MissingPackageError: if matplotlib is not installed.
     """
-    figures: Any = extras.load("matplotlib.figure")
     colormaps: Any = extras.load("matplotlib.colors")
     patches: Any = extras.load("matplotlib.patches")
     maps: Any = extras.load("matplotlib").colormaps
@@ -33,8 +38,7 @@ def ownership(model: nn.Module, path: Path) -> None:
     colours = [_FREE, *(palette(number) for number in range(len(owners)))]
     columns = min(_PANELS_PER_ROW, len(layers))
     rows = -(-len(layers) // columns)
-    # A Figure of its own, not pyplot's: no window, no global state.
-    figure = figures.Figure(figsize=(5 * columns, 5.3 * rows + 0.6), dpi=120, layout="constrained")
+    figure = _figure(5 * columns, 5.3 * rows + 0.6)
     for place, (name, layer) in enumerate(layers.items(), start=1):
         number_of = {slot: owners.index(_holders(layer.slots, slot)) + 1 for slot in layer.densities}
         codes = layer.owners.codes().cpu()
@@ -60,6 +64,98 @@ def ownership(model: nn.Module, path: Path) -> None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=12)
     figure.savefig(path)
+
+
+def learning_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], path: Path) -> None:
+    """Write a PNG with one panel per task: its loss over the epochs, in the network of all tasks and in its control.
+
+    Args:
+        curves: "rsn2" and, if there are controls, "control" -> task -> "train" and "val" -> loss of every epoch.
+        path: of the picture.
+
+    Raises:
+        ValueError: if there is no task.
+        MissingPackageError: if matplotlib is not installed.
+    """
+    tasks_shown = list(dict.fromkeys(task for network in _NETWORKS for task in curves.get(network, {})))
+    if not tasks_shown:
+        raise ValueError("curves: expected at least one task. Got none.")
+    rows = -(-len(tasks_shown) // _PANELS_PER_ROW)
+    columns = -(-len(tasks_shown) // rows)
+    figure = _figure(4.2 * columns, 3.2 * rows + 0.6)
+    tickers: Any = extras.load("matplotlib.ticker")
+    lines: dict[str, Any] = {}
+    for place, task in enumerate(tasks_shown, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        for network, colour in _NETWORKS.items():
+            for part, style in _PARTS.items():
+                losses = curves.get(network, {}).get(task, {}).get(part, [])
+                if losses:
+                    # A single epoch is a dot: a line needs two.
+                    marker = "." if len(losses) == 1 else ""
+                    epochs = range(1, len(losses) + 1)
+                    # The control is thinner, so that the line below it is seen.
+                    width = 2.2 if network == "rsn2" else 1.1
+                    (line,) = axes.plot(epochs, losses, style, color=colour, marker=marker, linewidth=width)
+                    lines[f"{network}, {part}"] = line
+        axes.xaxis.set_major_locator(tickers.MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set(title=task, xlabel="epoch", ylabel="loss")
+        axes.grid(alpha=0.3)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 if columns == 1 else 4)
+    figure.savefig(path)
+
+
+def task_losses(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a PNG of the test loss of every task after each stage of training, as the paper's figure 2.
+
+    A flat line is a task that nothing was forgotten of; the legend gives the largest change after its first stage.
+
+    Args:
+        stages: in the order of training; each has "trained", the names of the tasks trained in it, and "losses",
+            task -> test loss after it, of the tasks trained so far.
+        path: of the picture.
+
+    Raises:
+        ValueError: if there is no loss.
+        MissingPackageError: if matplotlib is not installed.
+    """
+    losses = [loss for stage in stages for loss in stage["losses"].values()]
+    if not losses:
+        raise ValueError("stages: expected at least one with a loss. Got none.")
+    palette: Any = extras.load("matplotlib").colormaps["tab10"]
+    tickers: Any = extras.load("matplotlib.ticker")
+    tasks_shown = list(dict.fromkeys(task for stage in stages for task in stage["losses"]))
+    figure = _figure(max(6.5, 1.9 * len(stages) + 3), max(4.2, 0.45 * len(tasks_shown) + 2.2))
+    axes = figure.add_subplot()
+    for number, task in enumerate(tasks_shown):
+        points = [(place, stage["losses"][task]) for place, stage in enumerate(stages) if task in stage["losses"]]
+        places, own = zip(*points, strict=True)
+        change = max(abs(loss - own[0]) for loss in own)
+        kept = "" if len(own) == 1 else f"\nchange {change:.2g}"
+        style = _MARKERS[number % len(_MARKERS)]
+        axes.plot(places, own, f"{style}-", color=palette(number % palette.N), label=f"{task}{kept}")
+    if min(losses) > 0 and max(losses) > 10 * min(losses):
+        # Losses of different kinds differ by orders of magnitude.
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(tickers.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(tickers.NullFormatter())
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_xticks(range(len(stages)), ["\n".join(stage["trained"]) for stage in stages])
+    axes.set_xlim(-0.3, len(stages) - 0.7)
+    axes.set(xlabel="after the training of", ylabel="test loss")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", labelspacing=0.9)
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of inches; its own and not pyplot's: no window, no global state."""
+    figures: Any = extras.load("matplotlib.figure")
+    figure = figures.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return figure
 
 
 def _holders(slots: dict[str, int], slot: int) -> tuple[str, ...]:

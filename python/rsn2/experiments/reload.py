@@ -40,7 +40,8 @@ def predict_elsewhere(
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs"), Path(folder, "outputs")
-        save_file({task: x.cpu().contiguous() for task, x in samples.items()}, inputs)
+        # Tasks of the same samples each get their copy: the format has no tensor under two names.
+        save_file({task: x.cpu().clone() for task, x in samples.items()}, inputs)
         arguments = [checkpoint, rebuild, inputs, outputs, device, torch.get_num_threads()]
         done = subprocess.run(
             [sys.executable, "-m", __name__, *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""Several tasks trained in turn in one network, each against a dense control, and an audit of forgetting.
+"""Tasks trained stage by stage in one network, each against a dense control, and an audit of forgetting.
 
 The runner knows networks, tasks, controls and the audit; what the data is and what the network looks like, an
 experiment tells it. All it does is repeatable, so that an interrupted run goes on by doing it again: the
@@ -6,14 +6,15 @@ resume files of `rsn2.fit` give back at once what was trained before.
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import rsn2_kernels as rk
@@ -21,68 +22,45 @@ from rsn2.allocate import allocate
 from rsn2.checkpoint import save
 from rsn2.convert import convert
 from rsn2.data import batches_of, device_of
-from rsn2.experiments import extras, plots, reload
+from rsn2.experiments import extras, measures, plots, reload
+from rsn2.experiments.audit import bits_of, count_changed
+from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
-from rsn2.experiments.settings import Allocation, Training
+from rsn2.experiments.settings import Training
 from rsn2.report import report
-from rsn2.tasks import finalize, multitask_layers, own_tensors, parameters
-from rsn2.training import History, Loss, evaluate, fit, predict
+from rsn2.tasks import finalize, multitask_layers, own_tensors, parameters, slots_of
+from rsn2.training import History, fit_together, predict
+from rsn2.warm_up import warm_up
+
+_ADAM_MOMENTS = 2
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task of an experiment.
+class _Answers:
+    """What a network says to a test set, and how good that is."""
 
-    Attributes:
-        name: of the task.
-        density: share of the shared positions.
-        train, val, test: ``(x, target)`` tensors.
-        loss: ``loss(output, target) -> scalar``.
-        metric: name of the score, such as "accuracy".
-        score: ``score(outputs, targets)`` of a whole test set.
-        training: how the task and its control are trained.
-    """
-
-    name: str
-    density: float
-    train: tuple[Tensor, Tensor]
-    val: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    loss: Loss
-    metric: str
-    score: Callable[[Tensor, Tensor], float]
-    training: Training
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a run is about.
-
-    Attributes:
-        build: makes the plain network, with the same initial weights at every call.
-        rebuild: "module:function"; ``function(metadata)`` makes the plain network that `rsn2.load` fills.
-        tasks: in the order of their training.
-        allocation: how the weights are chosen.
-        metadata: kept in the checkpoint; JSON.
-        settings: all that determines the result; JSON. A folder goes on with a run of equal settings only.
-    """
-
-    build: Callable[[], nn.Module]
-    rebuild: str
-    tasks: Sequence[Task]
-    allocation: Allocation
-    metadata: dict[str, Any]
-    settings: dict[str, Any]
+    outputs: Tensor
+    value: float
+    loss: float
+    f1: list[float]
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A task right after its training: its history, its score, and its bits."""
+    """A task or a control right after its training.
+
+    Attributes:
+        history: of the training.
+        answers: to the test set.
+        bits: all that the task answers with.
+        nbytes: of a control on disk: with its weights alone, and with Adam's two moments.
+    """
 
     history: History
-    value: float
-    bits: dict[str, Tensor]
+    answers: _Answers
+    bits: dict[str, Tensor] = field(default_factory=dict)
+    nbytes: tuple[int, int] = (0, 0)
 
 
 def run(
@@ -91,62 +69,107 @@ def run(
     *,
     controls: bool = True,
     fresh: bool = False,
+    device: torch.device | str = "cpu",
+    control_folder: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run an experiment in a folder, or go on with it, and return its report.
 
-    Written there: ``report.json``, ``net.safetensors`` (the finished network), ``ownership.png``, and what an
-    interrupted run needs: ``run.json`` and ``resume/``.
+    Written there: ``report.json``, ``net.safetensors`` (the finished network), ``ownership.png``, ``curves.png``,
+    ``losses.png``, and what an interrupted run needs: ``run.json`` and ``resume/``.
 
     Args:
         experiment: what to run.
         path: the folder, made if missing.
-        controls: train each task's dense control too.
+        controls: train the dense controls too. An experiment whose stages follow from them has them in any case.
         fresh: remove an earlier run from the folder first.
+        device: where networks are; data comes to them batch by batch.
+        control_folder: where controls that have a file keep their training, made if missing; None: in the folder.
         console: where progress is told; None tells nothing.
 
     Raises:
         RunError: if the folder holds a run with other settings.
         AuditError: after the report is written, if a value of a finished task changed, or the saved network
             answers differently in a new process.
-        MissingPackageError: if matplotlib is not installed.
+        MissingPackageError: if matplotlib or scikit-learn is not installed.
     """
-    extras.load("matplotlib")  # before the training, not after it
+    for package in ("matplotlib", "sklearn"):  # before the training, not after it
+        extras.load(package)
     folder = RunFolder(path)
-    folder.enter({**experiment.settings, "threads": torch.get_num_threads()}, fresh)
+    folder.enter({**experiment.settings, "threads": torch.get_num_threads(), "device": str(device)}, fresh)
+    controls = controls or callable(experiment.stages)
     finished = folder.read_report()
     if finished is not None and not _failures(finished) and not (controls and _lacks_controls(finished)):
         _tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
-    model = convert(experiment.build())
-    trained: dict[str, _Trained] = {}
     dense: dict[str, _Trained] = {}
-    for task in experiment.tasks:
-        _tell(console, f"{task.name}: {len(task.train[0])} samples, density {task.density}")
-        _allocate(model, task, experiment.allocation)
-        trained[task.name] = _train(model, task, folder.resume_file(task.name), console)
+    for name, control in experiment.controls.items() if controls else ():
+        _tell(console, f"{name}: dense control, {len(control.problem.train[0])} samples")
+        dense[name] = _train_control(control, folder.resume_file(f"{name}.control"), control_folder, device, console)
         folder.keep_time()
-        if controls:
-            _tell(console, f"{task.name}: dense control")
-            control = _dense_control(experiment, task.name)
-            dense[task.name] = _train(control, task, folder.resume_file(f"{task.name}.control"), console)
-            folder.keep_time()
-    tasks = [_describe(model, task, trained[task.name], dense.get(task.name)) for task in experiment.tasks]
-    backends = {task.name: _backends(model, task) for task in experiment.tasks}
-    dense_bytes = sum(_dense_bytes(model, task.name) for task in experiment.tasks)
+    stages = experiment.stages
+    if callable(stages):
+        stages = stages({name: each.answers.f1 for name, each in dense.items()})
+    tasks = [task for stage in stages for task in stage.tasks]
+    model = convert(experiment.build()).to(device)
+    trained: dict[str, _Trained] = {}
+    after: list[dict[str, _Answers]] = []
+    for stage in stages:
+        _allocate_all(model, stage, experiment, folder, console)
+        trained |= _train_stage(model, stage, folder, console)
+        folder.keep_time()
+        after.append({task.name: _ask(model, task.name, task.problem) for task in tasks if task.name in trained})
+    backends = {task.name: _backends(model, task, stage.training) for stage in stages for task in stage.tasks}
+    capacity = measures.capacity_used(model)
+    sizes = _sizes(model, tasks)
     finalize(model)
     save(model, folder.checkpoint, experiment.metadata)
-    plots.ownership(model, folder.picture)
-    size = report(model)
+    curves = {
+        kind: {name: {"train": each.history.train_loss, "val": each.history.val_loss} for name, each in group.items()}
+        for kind, group in (("rsn2", trained), ("control", _by_task(tasks, dense)))
+    }
+    losses = [
+        {"trained": [task.name for task in stage.tasks], "losses": {name: each.loss for name, each in answers.items()}}
+        for stage, answers in zip(stages, after, strict=True)
+    ]
+    plots.ownership(model, folder.picture("ownership"))
+    plots.learning_curves(curves, folder.picture("curves"))
+    plots.task_losses(losses, folder.picture("losses"))
+    moments = _ADAM_MOMENTS * _bytes(parameters(model, [task.name for task in tasks]))
+    on_disk = folder.checkpoint.stat().st_size
     result = {
-        "tasks": tasks,
-        "bits_per_weight": size.bits_per_weight,
-        "bits_per_weight_dense": 8 * dense_bytes / size.positions,
-        "reload_bitwise_equal": _reloads_bitwise(model, experiment, folder.checkpoint),
-        "optimizer": {task.name: task.training.optimizer for task in experiment.tasks},
+        "tasks": [_describe(model, task, stage, trained, after[-1], dense) for stage in stages for task in stage.tasks],
+        "ensembles": [_ensemble(model, name, each, tasks, dense) for name, each in experiment.ensembles.items()],
+        "f1": {
+            "rsn2": {task.name: after[-1][task.name].f1 for task in tasks if task.problem.classes},
+            "control": {name: each.answers.f1 for name, each in dense.items() if each.answers.f1},
+        },
+        "classes": {task.name: list(task.problem.classes) for task in tasks if task.problem.classes}
+        | {name: list(each.problem.classes) for name, each in experiment.controls.items() if each.problem.classes},
+        "continual": _continual(tasks, after) | {"capacity": capacity},
+        "bytes": {
+            "network": {"weights": on_disk, "with_optimizer": on_disk + moments},
+            "controls": {
+                "weights": sum(each.nbytes[0] for each in dense.values()),
+                "with_optimizer": sum(each.nbytes[1] for each in dense.values()),
+            },
+            "multitask_layers": sizes,
+        },
+        "bits_per_weight": report(model).bits_per_weight,
+        "bits_per_weight_dense": 8 * sum(_dense_bytes(model, task.name) for task in tasks) / report(model).positions,
+        "predictions_unchanged": all(
+            count_changed({"": after[-1][name].outputs}, {"": each.answers.outputs}) == 0
+            for name, each in trained.items()
+        ),
+        "reload_bitwise_equal": _reloads_bitwise(model, experiment, tasks, folder.checkpoint),
+        "losses": curves,
+        "task_losses": losses,
+        "optimizer": {task.name: stage.training.optimizer for stage in stages for task in stage.tasks},
+        "training": {task.name: asdict(stage.training) for stage in stages for task in stage.tasks},
         "allocation": asdict(experiment.allocation),
         "backend": {"chosen": backends, "available_backends": rk.available_backends()},
         "threads": torch.get_num_threads(),
+        "machine": _machine(device),
         "versions": _versions(),
         "seconds": folder.keep_time(),
     }
@@ -156,19 +179,6 @@ def run(
     return result
 
 
-def count_changed(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> int:
-    """Number of values that are not the same bits; all of a tensor that came, went or changed its shape."""
-    count = 0
-    for name in {*now, *before}:
-        pair = [tensors[name].detach() for tensors in (now, before) if name in tensors]
-        if len(pair) == 2 and pair[0].shape == pair[1].shape and pair[0].dtype == pair[1].dtype:
-            first, second = (tensor.reshape(-1, 1).view(torch.uint8) for tensor in pair)
-            count += int((first != second).any(dim=1).sum())
-        else:
-            count += max(tensor.numel() for tensor in pair)
-    return count
-
-
 def _failures(result: Mapping[str, Any]) -> list[str]:
     """The promises that a report says are broken."""
     failures = [
@@ -176,6 +186,8 @@ def _failures(result: Mapping[str, Any]) -> list[str]:
         for task in result["tasks"]
         if task["values_changed"]
     ]
+    if not result["predictions_unchanged"]:
+        failures.append("a task answers differently than right after its training")
     if not result["reload_bitwise_equal"]:
         failures.append("the saved network answers differently in a new process")
     return failures
@@ -190,37 +202,81 @@ def _tell(console: Console | None, text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def _allocate(model: nn.Module, task: Task, allocation: Allocation) -> None:
-    allocate(
-        model.eval(),
-        task.name,
-        task.density,
-        task.loss,
-        batches_of(task.train, task.training.batch_size),
-        criterion=allocation.criterion,
-        scope=allocation.scope,
-        rescale=allocation.rescale,
-        granularity=allocation.granularity,
-        seed=task.training.seed,
-    )
+def _train_control(
+    control: Control, resume: Path, shared: Path | None, device: torch.device | str, console: Console | None
+) -> _Trained:
+    """The plain network as one task's own: torch's dense layers, for the same training."""
+    model = convert(control.build(), per_task=list(multitask_layers(convert(control.build())))).to(device)
+    allocate(model, control.task, 1.0, criterion="magnitude")
+    if shared is not None and control.file is not None:
+        shared.mkdir(parents=True, exist_ok=True)
+        resume = shared / f"{control.file}.safetensors"
+    history = _fit(model, {control.task: control.problem}, control.training, resume, console)[control.task]
+    own = own_tensors(model, control.task)
+    on_disk = len(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}))
+    moments = _ADAM_MOMENTS * _bytes(parameters(model, control.task))
+    return _Trained(history, _ask(model, control.task, control.problem), nbytes=(on_disk, on_disk + moments))
 
 
-def _dense_control(experiment: Experiment, task: str) -> nn.Module:
-    """The plain network as one task's own: torch's dense layers, from the same initial weights, for the same `fit`."""
-    shared = list(multitask_layers(convert(experiment.build())))
-    control = convert(experiment.build(), per_task=shared)
-    allocate(control, task, 1.0, criterion="magnitude")
-    return control
+def _allocate_all(
+    model: nn.Module, stage: Stage, experiment: Experiment, folder: RunFolder, console: Console | None
+) -> None:
+    how, training = experiment.allocation, stage.training
+    for task in stage.tasks:
+        problem = task.problem
+        _tell(console, f"{task.name}: {len(problem.train[0])} samples, density {task.density}")
+        start = None
+        if stage.warm_up:
+            start = warm_up(
+                model,
+                task.name,
+                problem.train,
+                loss=problem.loss,
+                epochs=stage.warm_up,
+                optimizer=training.make_optimizer,
+                batch_size=training.batch_size,
+                seed=training.seed,
+                layers=task.layers,
+                share=task.share,
+                flip=how.flip,
+                resume=folder.resume_file(f"{task.name}.warm_up"),
+                progress=console is not None,
+            )
+        allocate(
+            model.eval(),
+            task.name,
+            task.density,
+            problem.loss,
+            batches_of(how.part_of(problem.train, training.seed), training.batch_size),
+            criterion=how.criterion,
+            scope=how.scope,
+            rescale=how.rescale,
+            granularity=how.granularity,
+            seed=training.seed,
+            layers=task.layers,
+            share=task.share,
+            flip=how.flip and start is None,
+            start=start,
+        )
 
 
-def _train(model: nn.Module, task: Task, resume: Path, console: Console | None) -> _Trained:
-    training = task.training
-    history = fit(
+def _train_stage(model: nn.Module, stage: Stage, folder: RunFolder, console: Console | None) -> dict[str, _Trained]:
+    problems = {task.name: task.problem for task in stage.tasks}
+    history = _fit(model, problems, stage.training, folder.resume_file("+".join(problems)), console)
+    return {
+        name: _Trained(history[name], _ask(model, name, problem), bits_of(model, name))
+        for name, problem in problems.items()
+    }
+
+
+def _fit(
+    model: nn.Module, problems: Mapping[str, Problem], training: Training, resume: Path, console: Console | None
+) -> dict[str, History]:
+    return fit_together(
         model,
-        task.name,
-        task.train,
-        task.val,
-        loss=task.loss,
+        {name: problem.train for name, problem in problems.items()},
+        {name: problem.val for name, problem in problems.items()},
+        loss={name: problem.loss for name, problem in problems.items()},
         epochs=training.epochs,
         optimizer=training.make_optimizer,
         batch_size=training.batch_size,
@@ -230,49 +286,83 @@ def _train(model: nn.Module, task: Task, resume: Path, console: Console | None) 
         resume=resume,
         progress=console is not None,
     )
-    bits = {name: tensor.clone() for name, tensor in _bits(model, task.name).items()}
-    return _Trained(history, _score(model, task), bits)
 
 
-def _score(model: nn.Module, task: Task) -> float:
-    batch_size = task.training.batch_size
-    return evaluate(model, task.name, task.test, metrics={"score": task.score}, batch_size=batch_size)["score"]
+def _ask(model: nn.Module, task: str, problem: Problem) -> _Answers:
+    x, target = problem.test
+    outputs = predict(model, task, x).cpu()
+    f1 = measures.f1_per_class(outputs, target) if problem.classes else []
+    return _Answers(outputs, problem.score(outputs, target), problem.loss(outputs, target).item(), f1)
 
 
-def _bits(model: nn.Module, task: str) -> dict[str, Tensor]:
-    """All that a task answers with: its values, biases, per-task modules, and where its values stand."""
-    own = {name: tensor.detach() for name, tensor in own_tensors(model, task).items()}
-    for name, layer in multitask_layers(model).items():
-        own[f"{name}.mask"] = layer.owners.mask(layer.slot(task))
-    return own
-
-
-def _describe(model: nn.Module, task: Task, trained: _Trained, control: _Trained | None) -> dict[str, Any]:
+def _describe(
+    model: nn.Module,
+    task: Task,
+    stage: Stage,
+    trained: Mapping[str, _Trained],
+    answers: Mapping[str, _Answers],
+    dense: Mapping[str, _Trained],
+) -> dict[str, Any]:
     """A task's part of the report; the network is the one that all tasks were trained in."""
-    history = trained.history
+    own = trained[task.name]
+    control = dense.get(task.control) if task.control is not None else None
     return {
         "name": task.name,
-        "metric": task.metric,
-        "value": _score(model, task),
-        "control": None if control is None else control.value,
+        "metric": task.problem.metric,
+        "value": answers[task.name].value,
+        "control": None if control is None else control.answers.value,
         "density": task.density,
-        "value_after_training": trained.value,
-        "values_changed": count_changed(_bits(model, task.name), trained.bits),
-        "epochs": len(history.train_loss),
-        "best_epoch": history.best_epoch,
-        "seconds": sum(history.seconds),
+        "value_after_training": own.answers.value,
+        "values_changed": count_changed(bits_of(model, task.name), own.bits),
+        "epochs": len(own.history.train_loss),
+        "warm_up_epochs": stage.warm_up,
+        "best_epoch": own.history.best_epoch,
+        "seconds": sum(own.history.seconds),
+        "trained_with": [other.name for other in stage.tasks if other is not task],
         "control_epochs": None if control is None else len(control.history.train_loss),
         "control_seconds": None if control is None else sum(control.history.seconds),
-        "test_samples": len(task.test[0]),
+        "test_samples": len(task.problem.test[0]),
     }
 
 
-def _backends(model: nn.Module, task: Task) -> dict[str, str]:
+def _ensemble(
+    model: nn.Module, name: str, members: Sequence[str], tasks: Sequence[Task], dense: Mapping[str, _Trained]
+) -> dict[str, Any]:
+    """The score of the mean of several tasks' probabilities, on the test set of the first."""
+    first = next(task for task in tasks if task.name == members[0])
+    x, target = first.problem.test
+    outputs = predict(model, members, x, activation=lambda logits: logits.softmax(-1)).cpu()
+    control = dense.get(first.control) if first.control is not None else None
+    return {
+        "name": name,
+        "tasks": list(members),
+        "metric": first.problem.metric,
+        "value": first.problem.score(outputs, target),
+        "control": None if control is None else control.answers.value,
+        "f1": measures.f1_per_class(outputs, target),
+    }
+
+
+def _continual(tasks: Sequence[Task], after: Sequence[Mapping[str, _Answers]]) -> dict[str, float | None]:
+    stages = [{name: each.value for name, each in answers.items()} for answers in after]
+    errors = [task.name for task in tasks if not task.problem.classes]
+    some = len(errors) < len(tasks)
+    return {
+        "average_accuracy": measures.average_accuracy(stages, errors) if some else None,
+        "backward_transfer": measures.backward_transfer(stages, errors),
+    }
+
+
+def _by_task(tasks: Sequence[Task], dense: Mapping[str, _Trained]) -> dict[str, _Trained]:
+    """Task -> its control."""
+    return {task.name: dense[task.control] for task in tasks if task.control is not None and task.control in dense}
+
+
+def _backends(model: nn.Module, task: Task, training: Training) -> dict[str, str]:
     """What each shared linear layer runs on while the task trains."""
     chosen = {}
-    batch = min(task.training.batch_size, len(task.train[0]))
-    for name, layer in multitask_layers(model).items():
-        slot = layer.slot(task.name)
+    batch = min(training.batch_size, len(task.problem.train[0]))
+    for name, layer, slot in slots_of(model, task.name):
         values = layer.values[str(slot)]
         chosen[name] = rk.explain("linear", layer.pattern(slot), batch, values.dtype, values.device).backend
     return chosen
@@ -280,19 +370,49 @@ def _backends(model: nn.Module, task: Task) -> dict[str, str]:
 
 def _dense_bytes(model: nn.Module, task: str) -> int:
     """Bytes of the task's dense control: the same parts, with every position of the shared layers."""
-    size = sum(parameter.nbytes for parameter in parameters(model, task))
-    for layer in multitask_layers(model).values():
-        values = layer.values[str(layer.slot(task))]
+    size = _bytes([tensor for tensor in own_tensors(model, task).values() if isinstance(tensor, nn.Parameter)])
+    for _, layer, slot in slots_of(model, task):
+        values = layer.values[str(slot)]
         size += (layer.owners.numel - values.numel()) * values.itemsize
     return size
 
 
-def _reloads_bitwise(model: nn.Module, experiment: Experiment, checkpoint: Path) -> bool:
+def _sizes(model: nn.Module, tasks: Sequence[Task]) -> dict[str, int]:
+    """Bytes of the multitask layers, and of the same layers in a dense network for each task."""
+    dense = 0
+    for task in tasks:
+        for _, layer, slot in slots_of(model, task.name):
+            bias = layer.biases[str(slot)].nbytes if str(slot) in layer.biases else 0
+            dense += layer.owners.numel * layer.values[str(slot)].itemsize + bias
+    kept = sum(layer.values_bytes + layer.planes_bytes for layer in report(model).layers)
+    return {"weights": kept, "dense": dense}
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _reloads_bitwise(model: nn.Module, experiment: Experiment, tasks: Sequence[Task], checkpoint: Path) -> bool:
     """Whether a new process that loads the checkpoint gives the same bits for all test sets."""
-    samples = {task.name: task.test[0] for task in experiment.tasks}
+    samples = {task.name: task.problem.test[0] for task in tasks}
     here = {name: predict(model, name, x).cpu() for name, x in samples.items()}
     there = reload.predict_elsewhere(checkpoint, experiment.rebuild, samples, device_of(model))
     return count_changed(here, there) == 0
+
+
+def _machine(device: torch.device | str) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = torch.device(device)
+    return {
+        "cpu": names[0] if names else cpu,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(found) if found.type == "cuda" else str(found),
+    }
 
 
 def _versions() -> dict[str, str]:

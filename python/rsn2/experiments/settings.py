@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rsn2.allocate import Criterion, Rescale, Scope
 from rsn2.blocks import Granularity
@@ -52,9 +52,25 @@ class Training:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How a task's weights are chosen; see :func:`rsn2.allocate`."""
+    """How a task's weights are chosen; see :func:`rsn2.allocate`.
+
+    Attributes:
+        criterion, scope, rescale, granularity, flip: as there.
+        samples: number of samples of the training part whose gradient is taken, drawn by the training's seed; None:
+            all of them.
+    """
 
     criterion: Criterion = "gradient"
     scope: Scope = "layer"
     rescale: Rescale | None = None
     granularity: Granularity | None = None
+    flip: bool = False
+    samples: int | None = None
+
+    def part_of(self, data: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+        """The samples whose gradient is taken."""
+        x, target = data
+        if self.samples is None or self.samples >= len(x):
+            return data
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.samples]
+        return x[chosen], target[chosen]

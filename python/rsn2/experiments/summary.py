@@ -1,6 +1,6 @@
 """A run's report as a table for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,42 @@ def show(result: Mapping[str, Any], folder: Path, console: Console) -> None:
         f"{result['bits_per_weight_dense']:.1f} as {len(result['tasks'])} dense networks",
         f"saved, loaded in a new process: predictions bitwise {equal} those before",
         f"{result['seconds']:.1f} s on {result['threads']} thread(s)",
-        f"written to {folder}: report.json, net.safetensors, ownership.png",
+        f"written to {folder}: report.json, net.safetensors, ownership.png, curves.png, losses.png",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_rows(result: Mapping[str, Any], written: Sequence[Path], console: Console) -> None:
+    """Print the rows of one of the paper's experiments, beside the paper's figures, and where the files are."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    columns = ("density", "paper", "sparse", "paper's control", "dense control", "epochs", "s/epoch", "dense s/epoch")
+    for column in (*columns, "values changed"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            row["metric"],
+            f"{row['density']:g}",
+            f"{row['paper_rsn2']:g}",
+            _number(row["rsn2"]),
+            f"{row['paper_control']:g}",
+            _number(row["control"]),
+            f"{row['epochs']}",
+            _number(row["seconds"] / max(1, row["epochs"])),
+            _number(row["control_seconds"] / max(1, row["control_epochs"])),
+            f"{row['values_changed']}",
+        )
+    console.print(f"experiment {result['experiment']}, seed {result['seed']}: {result['title']}", highlight=False)
+    console.print(table)
+    size, dense = result["bytes"]["network"]["weights"], result["bytes"]["controls"]["weights"]
+    same = "bitwise equal to" if result["predictions_unchanged"] else "DIFFERENT from"
+    for line in (
+        f"each task's predictions at the end: {same} those right after its training",
+        f"on disk: {size / 1e6:.1f} MB, {size / max(1, dense):.0%} of its dense controls' {dense / 1e6:.1f} MB",
+        f"{result['seconds']:.1f} s on {result['machine']['threads']} thread(s)",
+        *(f"written to {path}" for path in written),
     ):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
 from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
-from rsn2.experiments.runner import Experiment, Task
+from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task, seeded
+from rsn2.experiments.measures import accuracy, mean_squared_error
 from rsn2.nn import PerTask
 from rsn2.sealed import CheckpointError
 from rsn2.training import predict
@@ -56,9 +57,14 @@ def experiment(config: Config) -> Experiment:
         FileNotFoundError: if a CSV file is missing.
         MissingPackageError: if scikit-learn is not installed.
     """
-    tasks = []
+    stages = []
+    controls = {}
     scalings = {}
     files: dict[str, str] = {}
+
+    def build() -> nn.Module:
+        return seeded(lambda: rebuild(metadata), config.training.seed)
+
     for task in config.tasks:
         # The hash comes first: a file that changes in between belongs to no later run.
         if task.target is not None:
@@ -66,35 +72,28 @@ def experiment(config: Config) -> Experiment:
         split = load_split(task)
         scalings[task.name] = split.scaling
         classes = task.kind == "classification"
-        tasks.append(
-            Task(
-                name=task.name,
-                density=task.density,
-                train=split.train,
-                val=split.val,
-                test=split.test,
-                loss=F.cross_entropy if classes else F.mse_loss,
-                metric="accuracy" if classes else "mse",
-                score=_accuracy if classes else partial(_mse, split.scaling),
-                training=task.training,
-            )
+        problem = Problem(
+            train=split.train,
+            val=split.val,
+            test=split.test,
+            loss=F.cross_entropy if classes else F.mse_loss,
+            metric="accuracy" if classes else "mse",
+            score=accuracy if classes else partial(_mse, split.scaling),
+            classes=split.scaling.classes or (),
         )
+        stages.append(Stage((Task(task.name, problem, task.density, control=task.name),), task.training))
+        controls[task.name] = Control(task.name, problem, task.training, build)
     metadata = {
         "experiment": _KIND,
         "config": config.to_json(),
         "tasks": {name: scaling.to_json() for name, scaling in scalings.items()},
     }
-
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.training.seed)
-            return rebuild(metadata)
-
     return Experiment(
         build=build,
         rebuild=f"{__name__}:{rebuild.__name__}",
-        tasks=tasks,
+        stages=stages,
         allocation=config.allocation,
+        controls=controls,
         metadata=metadata,
         settings={**config.to_json(), "data": files},
     )
@@ -160,10 +159,6 @@ def _scalings(metadata: Mapping[str, Any]) -> dict[str, Scaling]:
     return {name: Scaling.from_json(content) for name, content in metadata["tasks"].items()}
 
 
-def _accuracy(outputs: Tensor, target: Tensor) -> float:
-    return (outputs.argmax(dim=1) == target).double().mean().item()
-
-
 def _mse(scaling: Scaling, outputs: Tensor, target: Tensor) -> float:
     """Mean squared error in the target's units."""
-    return F.mse_loss(scaling.values(outputs), scaling.values(target)).item()
+    return mean_squared_error(scaling.values(outputs), scaling.values(target))

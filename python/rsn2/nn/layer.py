@@ -95,7 +95,10 @@ class MultitaskLayer(nn.Module, ABC):
         if task is None:
             raise TaskError(f"no task is active: run inside rsn2.use_task(model, task). Tasks: {list(self.slots)}.")
         if task not in self.slots:
-            raise TaskError(f"task {task!r} has nothing allocated here. Tasks: {list(self.slots)}.")
+            raise TaskError(
+                f"task {task!r} has nothing allocated here, in the {type(self).__name__} of weight shape "
+                f"{self.weight_shape}. Tasks: {list(self.slots)}."
+            )
         return self.slots[task]
 
     def holders(self, slot: int) -> tuple[str, ...]:

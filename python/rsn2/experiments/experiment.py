@@ -1,0 +1,123 @@
+"""What a run is about: problems, the tasks that are trained on them in stages, and the dense controls beside them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsn2.data import Loss
+from rsn2.experiments.settings import Allocation, Training
+from rsn2.sharing import Share
+
+Part = tuple[Tensor, Tensor]
+"""``(x, target)``, the samples along the first dimension."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What can be learnt: data, a loss and a score.
+
+    Attributes:
+        train, val, test: the data.
+        loss: ``loss(output, target) -> scalar``, the mean over the batch.
+        metric: name of the score, such as "accuracy".
+        score: ``score(outputs, targets)`` of a whole test set.
+        classes: names of the classes; empty for regression.
+    """
+
+    train: Part
+    val: Part
+    test: Part
+    loss: Loss
+    metric: str
+    score: Callable[[Tensor, Tensor], float]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem that gets weights of its own in the network.
+
+    Attributes:
+        name: of the task.
+        problem: what it learns.
+        density: share of the positions of every layer that it gets weights in.
+        control: name of the control that it is compared with; None: there is none.
+        layers: patterns of the layers that it runs through; None: all.
+        share: task -> patterns of the layers in which this task uses that one's weights.
+    """
+
+    name: str
+    problem: Problem
+    density: float
+    control: str | None = None
+    layers: Sequence[str] | None = None
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks that are allocated one after another, and then trained at once.
+
+    Attributes:
+        tasks: in the order of their allocation.
+        training: of all of them.
+        warm_up: epochs of dense training of all free weights, before each task is allocated.
+    """
+
+    tasks: tuple[Task, ...]
+    training: Training
+    warm_up: int = 0
+
+
+@dataclass(frozen=True)
+class Control:
+    """A dense network with all of its weights for one problem.
+
+    Attributes:
+        task: the name under which it is trained; where `build` has parts of each task's own, those of this task.
+        problem: what it learns.
+        training: how.
+        build: makes the plain network, with the same initial weights at every call.
+        file: what its training is kept under, so that runs beside each other train it once; None: for one run.
+    """
+
+    task: str
+    problem: Problem
+    training: Training
+    build: Callable[[], nn.Module]
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network, what it learns stage by stage, and what it is compared with.
+
+    Attributes:
+        build: makes the plain network, with the same initial weights at every call.
+        rebuild: "module:function"; ``function(metadata)`` makes the plain network that `rsn2.load` fills.
+        stages: in their order; or a function that makes them from the controls' F1 of each class.
+        allocation: how the weights are chosen.
+        controls: by name.
+        ensembles: name -> tasks of one problem, whose probabilities are averaged.
+        metadata: kept in the checkpoint; JSON.
+        settings: all that determines the result; JSON. A folder goes on with a run of equal settings only.
+    """
+
+    build: Callable[[], nn.Module]
+    rebuild: str
+    stages: Sequence[Stage] | Callable[[Mapping[str, Sequence[float]]], Sequence[Stage]]
+    allocation: Allocation
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    ensembles: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """What ``build`` makes, its weights drawn from ``seed``; the global generator goes on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

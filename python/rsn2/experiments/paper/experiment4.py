@@ -1,0 +1,62 @@
+"""Experiment 4: digits, fashion, house prices and film reviews in one fully connected network."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import nn
+
+from rsn2.experiments.data import DataSet
+from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
+from rsn2.experiments.paper.networks import FullyConnected
+from rsn2.experiments.paper.options import Options
+from rsn2.experiments.paper.problems import problem
+from rsn2.experiments.settings import Allocation
+
+TITLE = "MNIST and Fashion-MNIST at once, then Boston housing, then IMDB, fully connected"
+DATA = ("mnist", "fashion_mnist", "boston", "imdb")
+DENSITY = 0.1
+PAPER = {"mnist": (0.97, 0.97), "fashion_mnist": (0.87, 0.88), "boston": (0.011, 0.017), "imdb": (0.82, 0.80)}
+ALLOCATION = Allocation(samples=5120)
+NOTES = (
+    "MNIST and Fashion-MNIST share the first layer; house prices and reviews have first layers of their own, of which "
+    "they own the same share as of the others. The embedding of the reviews is not pruned.",
+)
+# Width of the flattened inputs; a review has 128 words of 2 numbers.
+WIDTHS = {"mnist": 28 * 28, "fashion_mnist": 28 * 28, "boston": 13, "imdb": 128 * 2}
+WORDS = {"imdb": (10_000, 2)}
+BATCHES = {"boston": 32}
+
+
+def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
+    """The plain network with a first layer for each width among the tasks of ``outputs``."""
+    widths = list(dict.fromkeys(WIDTHS[task] for task in outputs))
+    words = {task: size for task, size in WORDS.items() if task in outputs}
+    return seeded(lambda: FullyConnected(widths, outputs, words), seed)
+
+
+def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
+    """What is run on `DATA`."""
+    problems = {name: problem(sets[name], options.samples) for name in DATA}
+    outputs = {name: sets[name].outputs for name in DATA}
+    training = {name: options.training(BATCHES.get(name, 512)) for name in DATA}
+    tasks = {
+        name: Task(name, each, options.share(DENSITY), name, layers=(f"first.{WIDTHS[name]}", "hidden.*"))
+        for name, each in problems.items()
+    }
+    return Experiment(
+        build=partial(build, options.seed, outputs),
+        rebuild="rsn2.experiments.paper:rebuild",
+        stages=[
+            Stage((tasks["mnist"], tasks["fashion_mnist"]), training["mnist"]),
+            Stage((tasks["boston"],), training["boston"]),
+            Stage((tasks["imdb"],), training["imdb"]),
+        ],
+        allocation=options.allocation(ALLOCATION),
+        controls={
+            name: options.control(
+                "connected", name, each, training[name], partial(build, options.seed, {name: outputs[name]})
+            )
+            for name, each in problems.items()
+        },
+        metadata={"experiment": 4, "seed": options.seed, "outputs": outputs},
+    )

@@ -1,0 +1,163 @@
+"""The networks of the paper's experiments; each task has its own head, and its own input layers where shapes differ."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rsn2.nn import PerTask
+
+PADDING = 0
+"""The word number of what is no word."""
+
+
+def heads(features: int, outputs: Mapping[str, int]) -> PerTask:
+    """A linear layer for each task: task -> number of outputs."""
+    return PerTask({task: nn.Linear(features, count) for task, count in outputs.items()})
+
+
+class FullyConnected(nn.Module):
+    """Six layers of 1000 units with ReLU, then the task's head (the paper's sections 3.2 and 3.4).
+
+    Inputs of each width have a first layer of their own, ``first.<width>``; the other five are ``hidden.0`` to
+    ``hidden.4``.
+
+    Args:
+        widths: of the inputs, flattened.
+        outputs: task -> number of outputs.
+        words: task -> (number of words, size of their vectors), for tasks whose inputs are word numbers.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        outputs: Mapping[str, int],
+        words: Mapping[str, tuple[int, int]] | None = None,
+        units: int = 1000,
+        layers: int = 6,
+    ):
+        super().__init__()
+        self.first = nn.ModuleDict({str(width): nn.Linear(width, units) for width in widths})
+        self.hidden = nn.ModuleList(nn.Linear(units, units) for _ in range(layers - 1))
+        self.head = heads(units, outputs)
+        self.words: nn.Module = nn.Identity()
+        if words:
+            own = {task: nn.Embedding(*words[task]) if task in words else nn.Identity() for task in outputs}
+            self.words = PerTask(own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, ...]`` of the active task to ``[n, outputs]``."""
+        x = self.words(x).flatten(1)
+        x = F.relu(self.first[str(x.shape[1])](x))
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+class Convolutional(nn.Module):
+    """Blocks of two 3 x 3 convolutions and a maximum over 2 x 2, then fully connected layers, all with ReLU; a head.
+
+    Args:
+        image: channels and side of the input.
+        filters: of each block.
+        padding: of each convolution; 1 keeps the shape.
+        units: of each fully connected layer.
+        outputs: task -> number of outputs.
+    """
+
+    def __init__(
+        self,
+        image: tuple[int, int],
+        filters: Sequence[int],
+        padding: int,
+        units: Sequence[int],
+        outputs: Mapping[str, int],
+    ):
+        super().__init__()
+        channels, side = image
+        blocks: list[nn.Module] = []
+        for count in filters:
+            for inputs in (channels, count):
+                blocks += [nn.Conv2d(inputs, count, 3, padding=padding), nn.ReLU()]
+            blocks.append(nn.MaxPool2d(2))
+            channels, side = count, (side + 4 * (padding - 1)) // 2
+        self.convolutions = nn.Sequential(*blocks)
+        sizes = (channels * side * side, *units)
+        self.connected = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.head = heads(units[-1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[n, channels, side, side]`` to ``[n, outputs]`` of the active task."""
+        x = self.convolutions(x).flatten(1)
+        for layer in self.connected:
+            x = F.relu(layer(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+class Words(nn.Module):
+    """Vectors of words and of their places, added: ``[n, length]`` to ``[n, length, size]``."""
+
+    def __init__(self, words: int, length: int, size: int):
+        super().__init__()
+        self.word = nn.Embedding(words, size)
+        self.place = nn.Embedding(length, size)
+        for table in (self.word, self.place):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The vectors of word numbers ``x [n, length]``."""
+        total: Tensor = self.word(x) + self.place.weight[: x.shape[1]]
+        return total
+
+
+class Transformer(nn.Module):
+    """One encoder layer over words; the mean over a text's words goes to the output layer.
+
+    Texts run in groups of similar length, each cut behind its longest, since padding is most of what is there.
+
+    Args:
+        task: whose embeddings these are; they are not pruned.
+        words, length, size: numbers of words and places, size of their vectors.
+        attention_heads, feed_forward, dropout: of the encoder layer.
+        outputs: number of classes.
+        group: texts that run together.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        words: int,
+        length: int,
+        size: int,
+        attention_heads: int,
+        feed_forward: int,
+        dropout: float,
+        outputs: int,
+        group: int = 32,
+    ):
+        super().__init__()
+        self.words = PerTask({task: Words(words, length, size)})
+        self.encoder = nn.TransformerEncoderLayer(size, attention_heads, feed_forward, dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(size, outputs)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Word numbers ``[n, length]``, padded at the end, to ``[n, outputs]``."""
+        lengths = (x != PADDING).sum(1).clamp(min=1)
+        order = lengths.argsort()
+        parts = [self._texts(x[rows], lengths[rows]) for rows in order.split(self.group)]
+        out: Tensor = self.output(self.dropout(torch.cat(parts)[order.argsort()]))
+        return out
+
+    def _texts(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The mean vector of each text, ``[n, size]``."""
+        x = x[:, : int(lengths.max())]
+        there = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+        vectors: Tensor = self.encoder(self.words(x), src_key_padding_mask=~there)
+        kept = vectors.masked_fill(~there.unsqueeze(2), 0.0)
+        return kept.sum(1) / lengths.unsqueeze(1)

@@ -1,0 +1,243 @@
+"""The paper's six experiments, whole, on few made-up samples: what is trained, and what their results say."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import rsn2
+from rsn2.checkpoint import read_metadata
+from rsn2.cli import app
+from rsn2.experiments import paper, runner
+from rsn2.experiments.data import Source, load
+from rsn2.experiments.paper import Options, experiment3, problems
+from rsn2.experiments.paper.networks import Transformer
+from rsn2.sealed import CheckpointError
+from rsn2.tasks import multitask_layers
+from tiny_data import write_data
+
+ONE_EPOCH = Options(epochs=1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """All data sets, tiny."""
+    return Source(write_data(tmp_path_factory.mktemp("data")), hub=False, accept_unknown=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of this module are, and the controls that they share."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def results(source: Source, folder: Path) -> Mapping[int, dict[str, Any]]:
+    """Every experiment, run for one epoch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {
+            number: paper.run(number, ONE_EPOCH, source, folder / str(number), result=folder / f"{number}.json")
+            for number in paper.EXPERIMENTS
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def reloaded(folder: Path, number: int) -> torch.nn.Module:
+    checkpoint = folder / str(number) / "net.safetensors"
+    return rsn2.load(checkpoint, paper.rebuild(read_metadata(checkpoint)))
+
+
+@pytest.mark.parametrize("number", paper.EXPERIMENTS)
+def test_every_row_of_the_papers_table_has_figures(
+    number: int, results: Mapping[int, dict[str, Any]], folder: Path
+) -> None:
+    result = results[number]
+    assert json.loads((folder / f"{number}.json").read_text()) == json.loads(json.dumps(result))
+    assert {row["name"] for row in result["rows"]} == set(paper.EXPERIMENTS[number].PAPER)
+    for row in result["rows"]:
+        assert row["rsn2"] is not None and row["control"] is not None
+        assert (row["paper_rsn2"], row["paper_control"]) == paper.EXPERIMENTS[number].PAPER[row["name"]]
+        assert row["epochs"] >= 1 and row["control_epochs"] == 1
+        assert row["seconds"] > 0 and row["control_seconds"] > 0
+    assert result["notes"][-1] == "At most 1 epochs of each training."
+
+
+@pytest.mark.parametrize("number", paper.EXPERIMENTS)
+def test_nothing_is_forgotten_and_the_file_answers_alike(number: int, results: Mapping[int, dict[str, Any]]) -> None:
+    result = results[number]
+    assert all(row["values_changed"] == 0 for row in result["rows"])
+    assert result["predictions_unchanged"] is True
+    assert result["reload_bitwise_equal"] is True
+    assert result["continual"]["backward_transfer"] in (0.0, None)
+    for losses in zip(*[stage["losses"].items() for stage in result["task_losses"][-2:]], strict=False):
+        assert len({loss for _, loss in losses}) == 1
+
+
+@pytest.mark.parametrize("number", paper.EXPERIMENTS)
+def test_pictures_are_drawn(number: int, results: Mapping[int, dict[str, Any]], folder: Path) -> None:
+    for name in ("ownership", "curves", "losses"):
+        assert (folder / str(number) / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_1_holds_five_subnetworks_and_their_ensemble(results: Mapping[int, dict[str, Any]], folder: Path) -> None:
+    names = [row["name"] for row in results[1]["rows"]]
+    assert names == [*(f"subnetwork_{number}" for number in range(1, 6)), "ensemble"]
+    assert len({row["control"] for row in results[1]["rows"]}) == 1
+    for layer in multitask_layers(reloaded(folder, 1)).values():
+        assert len(layer.densities) == 5
+        assert layer.owners.free().sum() <= 5 * layer.owners.shape[1]  # what rounding leaves of each column
+
+
+def test_3_gives_each_half_of_the_classes_by_the_controls_f1(
+    results: Mapping[int, dict[str, Any]], folder: Path
+) -> None:
+    result = results[3]
+    f1 = dict(zip(result["classes"]["fashion_mnist"], result["f1"]["control"]["fashion_mnist"], strict=True))
+    easy, hard = result["classes"]["easy"], result["classes"]["hard"]
+    assert sorted([*easy, *hard]) == sorted(f1)
+    assert min(f1[name] for name in easy) >= max(f1[name] for name in hard)
+    # One control for both experiments, trained once.
+    assert [row["control"] for row in result["rows"]] == [results[1]["rows"][0]["control"]] * 2
+    assert len([path for path in (folder / "controls").iterdir() if path.name.startswith("convolutional")]) == 1
+
+
+def test_4_gives_tasks_of_other_widths_a_first_layer_of_their_own(
+    results: Mapping[int, dict[str, Any]], folder: Path
+) -> None:
+    layers = multitask_layers(reloaded(folder, 4))
+    assert list(layers["first.784"].slots) == ["mnist", "fashion_mnist"]
+    assert list(layers["first.13"].slots) == ["boston"]
+    assert list(layers["first.256"].slots) == ["imdb"]
+    assert list(layers["hidden.3"].slots) == ["mnist", "fashion_mnist", "boston", "imdb"]
+    metrics = {row["name"]: row["metric"] for row in results[4]["rows"]}
+    assert metrics == {"mnist": "accuracy", "fashion_mnist": "accuracy", "boston": "mse", "imdb": "accuracy"}
+    rows = {row["name"]: row for row in results[4]["rows"]}
+    assert rows["mnist"]["trained_with"] == ["fashion_mnist"]
+    assert [stage["trained"] for stage in results[4]["task_losses"]] == [
+        ["mnist", "fashion_mnist"],
+        ["boston"],
+        ["imdb"],
+    ]
+    assert rows["mnist"]["control"] == results[2]["rows"][0]["control"]
+
+
+def test_5_shares_the_convolutions_of_the_faces(results: Mapping[int, dict[str, Any]], folder: Path) -> None:
+    layers = multitask_layers(reloaded(folder, 5))
+    faces = ("utkface_age", "utkface_gender", "utkface_ethnicity")
+    assert len({layers["convolutions.0"].slots[task] for task in faces}) == 1
+    assert len(layers["convolutions.0"].densities) == 2
+    assert len(layers["connected.1"].densities) == 4
+    size = results[5]["bytes"]
+    assert size["network"]["weights"] <= 0.4 * size["controls"]["weights"]
+    assert size["network"]["with_optimizer"] <= 0.4 * size["controls"]["with_optimizer"]
+
+
+def test_6_prunes_all_but_the_embeddings_after_two_epochs(results: Mapping[int, dict[str, Any]], folder: Path) -> None:
+    model = reloaded(folder, 6)
+    assert set(multitask_layers(model)) == {
+        *(f"encoder.self_attn.{part}_proj" for part in ("q", "k", "v", "out")),
+        "encoder.linear1",
+        "encoder.linear2",
+        "output",
+    }
+    assert results[6]["rows"][0]["warm_up_epochs"] == 2
+    layers = results[6]["bytes"]["multitask_layers"]
+    assert layers["weights"] <= 0.16 * layers["dense"]
+    dense = results[6]["bytes"]["controls"]["weights"] / 4
+    assert 34e6 < dense < 36e6
+
+
+# What the experiments are made of
+
+
+def test_a_transformer_takes_padding_and_groups_for_nothing() -> None:
+    torch.manual_seed(0)
+    net = Transformer("news", 50, 16, 8, 2, 12, 0.0, 3, group=2)
+    for task in ("news",):
+        net.words.active = task
+    x = torch.randint(2, 50, (5, 16))
+    for row, length in enumerate((16, 3, 7, 1, 5)):
+        x[row, length:] = 0
+    whole = net(x)
+    torch.testing.assert_close(whole, torch.cat([net(row.unsqueeze(0)) for row in x]))
+    torch.testing.assert_close(whole[1], net(x[1:2, :3])[0])
+
+
+def test_classes_are_numbered_anew(source: Source) -> None:
+    whole = problems.problem(load(["fashion_mnist"], source)["fashion_mnist"])
+    part = problems.of_classes(whole, [7, 2])
+    x, target = whole.train
+    assert part.classes == (whole.classes[7], whole.classes[2])
+    assert torch.equal(part.train[0][part.train[1] == 0], x[target == 7])
+    assert torch.equal(part.train[0][part.train[1] == 1], x[target == 2])
+    assert len(part.train[1]) == int(((target == 7) | (target == 2)).sum())
+
+
+def test_fewer_samples_shrink_all_parts_alike(source: Source) -> None:
+    data = load(["mnist"], source)["mnist"]
+    part = problems.problem(data, 20)
+    share = 20 / len(data.train[0])
+    assert [len(x) for x, _ in (part.train, part.val, part.test)] == [
+        20,
+        max(1, round(share * len(data.val[0]))),
+        round(share * len(data.test[0])),
+    ]
+    rows = {tuple(row.flatten().tolist()) for row in data.train[0]}
+    assert all(tuple(row.flatten().tolist()) in rows for row in part.train[0])
+
+
+def test_options_take_the_place_of_the_experiments_settings() -> None:
+    asked = Options(density=0.3, scope="global", rescale="none", flip=False, granularity=(16, 16), lr=0.1)
+    default = paper.EXPERIMENTS[1].ALLOCATION
+    assert Options().allocation(default) == default
+    assert asked.allocation(default) == replace(default, scope="global", rescale=None, flip=False, granularity=(16, 16))
+    assert asked.share(0.2) == 0.3
+    assert asked.training().lr == 0.1
+    assert (Options().training().patience, Options().training().min_delta) == (3, 0.01)
+
+
+def test_an_experiment_needs_its_controls_to_know_its_tasks(source: Source, tmp_path: Path) -> None:
+    made = experiment3.experiment(load(experiment3.DATA, source), ONE_EPOCH)
+    report = runner.run(replace(made, settings={"n": 3}), tmp_path / "run", controls=False)
+    assert all(task["control"] is not None for task in report["tasks"])
+
+
+def test_a_checkpoint_of_something_else_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="rsn2 experiment"):
+        paper.rebuild({"experiment": "tabular"})
+
+
+# The command
+
+
+def test_the_command_runs_two_seeds_and_goes_on(source: Source, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    arguments = ["experiment", "2", "--data-dir", str(source.folder), "--accept-unknown", "--quick", "--seeds", "2"]
+    arguments += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    try:
+        first = CliRunner().invoke(app, arguments)
+        assert first.exit_code == 0, first.output
+        assert "bitwise equal to those right after" in first.output
+        again = CliRunner().invoke(app, arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert again.output.count("holds this run, finished") == 2
+    files = sorted((tmp_path / "results").iterdir())
+    assert [file.name for file in files] == ["experiment-2-seed-0.json", "experiment-2-seed-1.json"]
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one["rows"][0]["epochs"] <= 2
+    assert one["losses"] != two["losses"]
+
+
+def test_data_that_is_not_there_is_a_message(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["experiment", "4", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")])
+    assert shown.exit_code == 2
+    assert "boston" in shown.output or "mnist" in shown.output
