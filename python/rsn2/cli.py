@@ -1,4 +1,4 @@
-"""The command line: ``rsn2 train``, ``rsn2 experiment``, ``rsn2 report``, ``rsn2 predict``."""
+"""The command line: ``rsn2 train``, ``rsn2 experiment``, ``rsn2 study``, ``rsn2 report``, ``rsn2 predict``."""
 
 import csv
 import sys
@@ -17,6 +17,7 @@ from rsn2.experiments import extras, paper, runner, summary, tabular
 from rsn2.experiments.config import ConfigError, read_config
 from rsn2.experiments.data import DataError, Source
 from rsn2.experiments.folder import RunError
+from rsn2.experiments.paper import studies
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import OptimizerName
 from rsn2.nn.layer import TaskError
@@ -169,6 +170,9 @@ def experiment(
     accept_unknown: Annotated[
         bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write losses and scores for TensorBoard to the folders too.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier runs from the folders first.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -229,10 +233,69 @@ def experiment(
                 result=file,
                 fresh=fresh,
                 device=device,
+                tensorboard=tensorboard,
                 console=console,
             )
             if console is not None:
                 summary.show_rows(result, (file, folder), console)
+
+
+@app.command()
+def study(
+    question: Annotated[Literal["sparsity", "tasks"], typer.Argument(help="What is studied.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
+    ] = None,
+    number: Annotated[int, typer.Option("--experiment", min=1, max=6, help="Whose tasks: of sparsity.")] = 2,
+    density: Annotated[list[float] | None, typer.Option(min=0.001, max=1, help="Of each task; repeat it.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each kind.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")] = False,
+    device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
+    epochs: Annotated[int, typer.Option(min=1, help="At most, of each training.")] = paper.options.EPOCHS,
+    samples: Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")] = Path("runs"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: results; with --quick runs.")
+    ] = None,
+    accept_unknown: Annotated[
+        bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Ask what the paper leaves open: how sparse a task may be, and how many tasks one network holds.
+
+    sparsity varies density and blocks in one of the paper's experiments. tasks trains experiment 2's network on MNIST
+    with its pixels in another order for each task, until no weight is left.
+
+    \b
+    Example:  rsn2 study tasks --data-dir data --density 0.05
+
+    \b
+    Written:
+      RESULTS/study-sparsity-experiment-N.json and .png, or RESULTS/study-tasks.json and .png
+      OUT/        a folder for each run, with what an interrupted one needs
+
+    \b
+    Exit codes: as of rsn2 experiment
+    """
+    with _errors():
+        torch.set_num_threads(threads)
+        console = None if quiet else Console()
+        source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
+        options = [paper.Options(seed=each, epochs=epochs, samples=samples) for each in range(seeds)]
+        runs, options = (out / "quick", [each.as_quick() for each in options]) if quick else (out, options)
+        place = results if results is not None else (runs if quick else Path("results"))
+        if question == "sparsity":
+            densities = tuple(density) if density else studies.DENSITIES
+            file = studies.sparsity(
+                number, options, source, runs, place, densities=densities, device=device, console=console
+            )
+        else:
+            file = studies.tasks(density or [0.05], options, source, runs, place, device=device, console=console)
+        if console is not None:
+            console.print(f"written to {file} and {file.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The paper's six experiments, whole, on few made-up samples: what is trained, and what their results say."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -241,3 +242,16 @@ def test_data_that_is_not_there_is_a_message(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["experiment", "4", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")])
     assert shown.exit_code == 2
     assert "boston" in shown.output or "mnist" in shown.output
+
+
+def test_losses_and_scores_go_to_tensorboard(source: Source, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    accumulators: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    result = paper.run(2, Options(epochs=2), source, tmp_path / "run", tensorboard=True)
+    events = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss/train/mnist")]
+    assert losses == pytest.approx(result["losses"]["rsn2"]["mnist"]["train"])
+    assert len(events.Scalars("loss/val/fashion_mnist (control)")) == 2
+    scores = [event.value for event in events.Scalars("accuracy/mnist")]
+    assert scores == pytest.approx([result["rows"][0]["rsn2"]] * 2)  # after each of the two stages

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rsn2.data import Loss
@@ -114,10 +113,3 @@ class Experiment:
     ensembles: Mapping[str, Sequence[str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What ``build`` makes, its weights drawn from ``seed``; the global generator goes on as before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()

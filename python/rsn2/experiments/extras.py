@@ -10,7 +10,7 @@ class MissingPackageError(ImportError):
 
 
 def load(module: str) -> ModuleType:
-    """Import a module of scikit-learn or matplotlib.
+    """Import a module of the extra, such as matplotlib.
 
     Raises:
         MissingPackageError: if it is not installed; says what to install.

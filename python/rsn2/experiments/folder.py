@@ -22,12 +22,14 @@ class RunFolder:
     Attributes:
         report: JSON, written at the end.
         checkpoint: the finished network.
+        events: folder for TensorBoard.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.report = path / "report.json"
         self.checkpoint = path / "net.safetensors"
+        self.events = path / "tensorboard"
         self._state = path / "run.json"
         self._resume = path / "resume"
         self._settings: dict[str, Any] = {}
@@ -49,7 +51,8 @@ class RunFolder:
         if fresh:
             for file in (self._state, self.report, self.checkpoint, *map(self.picture, PICTURES)):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(self._resume, ignore_errors=True)
+            for each in (self._resume, self.events):
+                shutil.rmtree(each, ignore_errors=True)
         self._resume.mkdir(parents=True, exist_ok=True)
         state = _read(self._state) or {"settings": self._settings, "seconds": 0.0}
         known = state["settings"]
@@ -73,7 +76,7 @@ class RunFolder:
     def keep_time(self) -> float:
         """Write down, and return, the seconds that the run has taken over all its starts."""
         seconds = self._seconds_before + time.perf_counter() - self._start
-        _write(self._state, {"settings": self._settings, "seconds": seconds})
+        write_json(self._state, {"settings": self._settings, "seconds": seconds})
         return seconds
 
     def read_report(self) -> dict[str, Any] | None:
@@ -82,7 +85,7 @@ class RunFolder:
 
     def write_report(self, content: Mapping[str, Any]) -> None:
         """Write ``report.json``."""
-        _write(self.report, content)
+        write_json(self.report, content)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -95,7 +98,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file as a whole; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -150,6 +150,89 @@ def task_losses(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def sparsity(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a PNG of the score of every task against its density, and against the blocks that are claimed.
+
+    Means over the seeds, with bars from the least to the most; dashed, the control.
+
+    Args:
+        points: each with "varied" ("density" or "blocks"), "density", "blocks", "task", "value" and "control".
+        path: of the picture.
+
+    Raises:
+        ValueError: if there is no point.
+        MissingPackageError: if matplotlib is not installed.
+    """
+    if not points:
+        raise ValueError("points: expected at least one. Got none.")
+    palette: Any = extras.load("matplotlib").colormaps["tab10"]
+    figure = _figure(10, 4.4)
+    lines: dict[str, Any] = {}
+    panels = (("density", "density", "density of each task"), ("blocks", "blocks", "blocks that are claimed"))
+    for place, (varied, key, label) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 2, place)
+        chosen = [point for point in points if point["varied"] == varied]
+        settings = sorted({_setting(point[key]) for point in chosen}, key=_order)
+        for number, task in enumerate(dict.fromkeys(point["task"] for point in chosen)):
+            own = [point for point in chosen if point["task"] == task]
+            values = [[point["value"] for point in own if _setting(point[key]) == each] for each in settings]
+            means = [sum(each) / len(each) for each in values]
+            bars = [
+                [mean - min(each) for mean, each in zip(means, values, strict=True)],
+                [max(each) - mean for mean, each in zip(means, values, strict=True)],
+            ]
+            style = {"color": palette(number % palette.N), "capsize": 3, "marker": _MARKERS[number % len(_MARKERS)]}
+            lines[task] = axes.errorbar(range(len(settings)), means, yerr=bars, **style)
+            controls = [point["control"] for point in own if point["control"] is not None]
+            if controls:
+                mean = sum(controls) / len(controls)
+                lines[f"{task}: control"] = axes.axhline(mean, color=style["color"], linestyle="--", linewidth=1)
+        axes.set_xticks(range(len(settings)), settings)
+        axes.set(xlabel=label, ylabel="score of the test set")
+        axes.grid(alpha=0.3)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4)
+    figure.savefig(path)
+
+
+def tasks_held(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a PNG of the accuracy of each task in the order of training, a line for each network.
+
+    Args:
+        runs: each with "density", "seed" and "accuracies".
+        path: of the picture.
+
+    Raises:
+        ValueError: if there is no run.
+        MissingPackageError: if matplotlib is not installed.
+    """
+    if not runs:
+        raise ValueError("runs: expected at least one. Got none.")
+    palette: Any = extras.load("matplotlib").colormaps["tab10"]
+    densities = list(dict.fromkeys(run["density"] for run in runs))
+    figure = _figure(8, 4.4)
+    axes = figure.add_subplot()
+    for run in runs:
+        number = densities.index(run["density"])
+        label = f"density {run['density']:g}"
+        places = range(1, len(run["accuracies"]) + 1)
+        axes.plot(places, run["accuracies"], f"{_MARKERS[number]}-", color=palette(number), label=label, markersize=4)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.set(xlabel="task, in the order of training", ylabel="test accuracy")
+    axes.grid(alpha=0.3)
+    figure.legend(unique.values(), unique.keys(), loc="outside right center")
+    figure.savefig(path)
+
+
+def _setting(value: Any) -> str:
+    """A density or a block as text."""
+    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}"
+
+
+def _order(setting: str) -> float:
+    return float(setting.split(" x ", maxsplit=1)[0])
+
+
 def _figure(width: float, height: float) -> Any:
     """A figure of inches; its own and not pyplot's: no window, no global state."""
     figures: Any = extras.load("matplotlib.figure")

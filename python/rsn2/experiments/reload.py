@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,8 +41,10 @@ def predict_elsewhere(
     """
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs"), Path(folder, "outputs")
-        # Tasks of the same samples each get their copy: the format has no tensor under two names.
-        save_file({task: x.cpu().clone() for task, x in samples.items()}, inputs)
+        # The format has no tensor under two names, and tasks may have the same samples.
+        stored = {task: str(x.data_ptr()) for task, x in samples.items()}
+        unique = {stored[task]: x.cpu().contiguous() for task, x in samples.items()}
+        save_file(unique, inputs, metadata=stored)
         arguments = [checkpoint, rebuild, inputs, outputs, device, torch.get_num_threads()]
         done = subprocess.run(
             [sys.executable, "-m", __name__, *map(str, arguments)],
@@ -61,7 +64,9 @@ def _main(checkpoint: str, rebuild: str, inputs: str, outputs: str, device: str,
     module, _, function = rebuild.partition(":")
     plain = getattr(importlib.import_module(module), function)(read_metadata(checkpoint))
     model = load(checkpoint, plain).to(device)
-    save_file({task: predict(model, task, x).cpu() for task, x in load_file(inputs).items()}, outputs)
+    with safe_open(inputs, "pt") as file:
+        answers = {task: predict(model, task, file.get_tensor(name)).cpu() for task, name in file.metadata().items()}
+    save_file(answers, outputs)
 
 
 if __name__ == "__main__":

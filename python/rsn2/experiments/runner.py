@@ -28,6 +28,7 @@ from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Tas
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Training
+from rsn2.experiments.tensorboard import Board
 from rsn2.report import report
 from rsn2.tasks import finalize, multitask_layers, own_tensors, parameters, slots_of
 from rsn2.training import History, fit_together, predict
@@ -71,6 +72,7 @@ def run(
     fresh: bool = False,
     device: torch.device | str = "cpu",
     control_folder: Path | None = None,
+    tensorboard: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run an experiment in a folder, or go on with it, and return its report.
@@ -85,27 +87,30 @@ def run(
         fresh: remove an earlier run from the folder first.
         device: where networks are; data comes to them batch by batch.
         control_folder: where controls that have a file keep their training, made if missing; None: in the folder.
+        tensorboard: write losses and scores to ``tensorboard/`` in the folder too, after each training.
         console: where progress is told; None tells nothing.
 
     Raises:
         RunError: if the folder holds a run with other settings.
         AuditError: after the report is written, if a value of a finished task changed, or the saved network
             answers differently in a new process.
-        MissingPackageError: if matplotlib or scikit-learn is not installed.
+        MissingPackageError: if matplotlib, scikit-learn, or the tensorboard that was asked for is not installed.
     """
     for package in ("matplotlib", "sklearn"):  # before the training, not after it
         extras.load(package)
     folder = RunFolder(path)
     folder.enter({**experiment.settings, "threads": torch.get_num_threads(), "device": str(device)}, fresh)
-    controls = controls or callable(experiment.stages)
+    controls = (controls or callable(experiment.stages)) and bool(experiment.controls)
     finished = folder.read_report()
     if finished is not None and not _failures(finished) and not (controls and _lacks_controls(finished)):
         _tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
+    board = Board(folder.events if tensorboard else None)
     dense: dict[str, _Trained] = {}
     for name, control in experiment.controls.items() if controls else ():
         _tell(console, f"{name}: dense control, {len(control.problem.train[0])} samples")
         dense[name] = _train_control(control, folder.resume_file(f"{name}.control"), control_folder, device, console)
+        board.add_history(f"{name} (control)", dense[name].history)
         folder.keep_time()
     stages = experiment.stages
     if callable(stages):
@@ -114,11 +119,17 @@ def run(
     model = convert(experiment.build()).to(device)
     trained: dict[str, _Trained] = {}
     after: list[dict[str, _Answers]] = []
-    for stage in stages:
+    for number, stage in enumerate(stages, start=1):
         _allocate_all(model, stage, experiment, folder, console)
         trained |= _train_stage(model, stage, folder, console)
         folder.keep_time()
         after.append({task.name: _ask(model, task.name, task.problem) for task in tasks if task.name in trained})
+        for task in tasks:
+            if task.name in trained:
+                board.add_score(task.name, task.problem.metric, after[-1][task.name].value, number)
+        for task in stage.tasks:
+            board.add_history(task.name, trained[task.name].history)
+    board.close()
     backends = {task.name: _backends(model, task, stage.training) for stage in stages for task in stage.tasks}
     capacity = measures.capacity_used(model)
     sizes = _sizes(model, tasks)

@@ -43,30 +43,27 @@ def show_rows(result: Mapping[str, Any], written: Sequence[Path], console: Conso
     """Print the rows of one of the paper's experiments, beside the paper's figures, and where the files are."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    columns = ("density", "paper", "sparse", "paper's control", "dense control", "epochs", "s/epoch", "dense s/epoch")
-    for column in (*columns, "values changed"):
+    for column in ("paper", "ours", "paper's control", "our control", "epochs", "seconds each"):
         table.add_column(column, justify="right")
     for row in result["rows"]:
         table.add_row(
-            row["name"],
-            row["metric"],
-            f"{row['density']:g}",
+            row["name"] if row["metric"] == "accuracy" else f"{row['name']} ({row['metric']})",
             f"{row['paper_rsn2']:g}",
             _number(row["rsn2"]),
             f"{row['paper_control']:g}",
             _number(row["control"]),
             f"{row['epochs']}",
-            _number(row["seconds"] / max(1, row["epochs"])),
-            _number(row["control_seconds"] / max(1, row["control_epochs"])),
-            f"{row['values_changed']}",
+            "{:.1f}, {:.1f}".format(
+                *(row[f"{kind}seconds"] / max(1, row[f"{kind}epochs"]) for kind in ("", "control_"))
+            ),
         )
     console.print(f"experiment {result['experiment']}, seed {result['seed']}: {result['title']}", highlight=False)
     console.print(table)
     size, dense = result["bytes"]["network"]["weights"], result["bytes"]["controls"]["weights"]
     same = "bitwise equal to" if result["predictions_unchanged"] else "DIFFERENT from"
+    changed = sum(row["values_changed"] for row in result["rows"])
     for line in (
-        f"each task's predictions at the end: {same} those right after its training",
+        f"each task's predictions at the end: {same} those right after its training; {changed} values changed",
         f"on disk: {size / 1e6:.1f} MB, {size / max(1, dense):.0%} of its dense controls' {dense / 1e6:.1f} MB",
         f"{result['seconds']:.1f} s on {result['machine']['threads']} thread(s)",
         *(f"written to {path}" for path in written),

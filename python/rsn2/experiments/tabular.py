@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
 from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
-from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task, seeded
+from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task
 from rsn2.experiments.measures import accuracy, mean_squared_error
 from rsn2.nn import PerTask
 from rsn2.sealed import CheckpointError
@@ -63,7 +63,9 @@ def experiment(config: Config) -> Experiment:
     files: dict[str, str] = {}
 
     def build() -> nn.Module:
-        return seeded(lambda: rebuild(metadata), config.training.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.training.seed)
+            return rebuild(metadata)
 
     for task in config.tasks:
         # The hash comes first: a file that changes in between belongs to no later run.

@@ -1,7 +1,5 @@
 """The paper's six experiments: a module each, with what it trains and the paper's figures; and the way to run one."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import nn
 from rsn2.experiments import runner
 from rsn2.experiments.data import DataSet, Source, load
 from rsn2.experiments.experiment import Experiment
+from rsn2.experiments.folder import write_json
 from rsn2.experiments.paper import experiment1, experiment2, experiment3, experiment4, experiment5, experiment6
 from rsn2.experiments.paper.options import Options
 from rsn2.sealed import CheckpointError
@@ -66,6 +65,7 @@ def run(
     result: Path | None = None,
     fresh: bool = False,
     device: torch.device | str = "cpu",
+    tensorboard: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run an experiment in a folder, or go on with it, and return its result.
@@ -76,7 +76,7 @@ def run(
         source: where the data is.
         folder: of the run; its controls are kept beside it, in ``controls``, for other experiments with the same ones.
         result: JSON file to write besides the folder's report; None: no such file.
-        fresh, device, console: as for :func:`rsn2.experiments.runner.run`.
+        fresh, device, tensorboard, console: as for :func:`rsn2.experiments.runner.run`.
 
     Raises:
         MissingDataError, DataError: as :func:`rsn2.experiments.data.load`.
@@ -92,14 +92,12 @@ def run(
         fresh=fresh,
         device=device,
         control_folder=folder.parent / "controls",
+        tensorboard=tensorboard,
         console=console,
     )
     content = result_of(number, options, report) | {"data": facts}
     if result is not None:
-        result.parent.mkdir(parents=True, exist_ok=True)
-        partial = result.with_name(result.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, result)
+        write_json(result, content)
     return content
 
 

@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from rsn2.experiments.data import DataSet
-from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
-from rsn2.experiments.paper.networks import Convolutional
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.paper.networks import Convolutional, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem
 from rsn2.experiments.settings import Allocation
@@ -17,17 +17,17 @@ DATA = ("fashion_mnist",)
 DENSITY = 0.2
 TASKS = tuple(f"subnetwork_{number}" for number in range(1, 6))
 PAPER = {**dict.fromkeys(TASKS[:4], (0.90, 0.92)), "subnetwork_5": (0.92, 0.92), "ensemble": (0.92, 0.92)}
-# As the paper chooses weights, the third subnetwork and those after it find dead units only, and learn nothing.
+# As the paper chooses weights, the fifth subnetwork gets what is left, which carries no signal, and learns nothing.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
 NOTES = (
-    "The paper's own form of allocation (`--scope layer --rescale none --no-flip`) leaves the third subnetwork and "
-    "those after it with units that are dead; docs/method.md says more. The authors' code gave the fifth every weight.",
+    "In the paper's own form (`--scope layer --rescale none --no-flip`) the fifth subnetwork gets the weights that are "
+    "left, which carry no signal; the authors' code gave it every weight instead.",
 )
 
 
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network, for images of 28 x 28."""
-    return seeded(lambda: Convolutional((1, 28), (32, 64), padding=0, units=(256, 256), outputs=outputs), seed)
+    return drawn(lambda: Convolutional((1, 28), (32, 64), padding=0, units=(256, 256), outputs=outputs), seed)
 
 
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:

@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from rsn2.experiments.data import DataSet
-from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
-from rsn2.experiments.paper.networks import FullyConnected
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.paper.networks import FullyConnected, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem
 from rsn2.experiments.settings import Allocation
@@ -22,7 +22,7 @@ NOTES = ()
 
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network, for images of 28 x 28."""
-    return seeded(lambda: FullyConnected([28 * 28], outputs), seed)
+    return drawn(lambda: FullyConnected([28 * 28], outputs), seed)
 
 
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:

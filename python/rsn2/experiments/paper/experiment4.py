@@ -1,13 +1,13 @@
 """Experiment 4: digits, fashion, house prices and film reviews in one fully connected network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from torch import nn
 
 from rsn2.experiments.data import DataSet
-from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
-from rsn2.experiments.paper.networks import FullyConnected
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.paper.networks import FullyConnected, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem
 from rsn2.experiments.settings import Allocation
@@ -30,8 +30,11 @@ BATCHES = {"boston": 32}
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network with a first layer for each width among the tasks of ``outputs``."""
     widths = list(dict.fromkeys(WIDTHS[task] for task in outputs))
-    words = {task: size for task, size in WORDS.items() if task in outputs}
-    return seeded(lambda: FullyConnected(widths, outputs, words), seed)
+    return drawn(lambda: FullyConnected(widths, outputs, _embeddings(outputs)), seed)
+
+
+def _embeddings(tasks: Iterable[str]) -> dict[str, nn.Module]:
+    return {task: nn.Embedding(*size) for task, size in WORDS.items() if task in tasks}
 
 
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:

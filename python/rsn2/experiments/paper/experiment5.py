@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from rsn2.experiments.data import DataSet
-from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
-from rsn2.experiments.paper.networks import Convolutional
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.paper.networks import Convolutional, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem, resized
 from rsn2.experiments.settings import Allocation
@@ -34,7 +34,7 @@ SIDE = 48
 
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network, for images of 48 x 48."""
-    return seeded(lambda: Convolutional((3, SIDE), (16, 32, 64), padding=1, units=(128,) * 3, outputs=outputs), seed)
+    return drawn(lambda: Convolutional((3, SIDE), (16, 32, 64), padding=1, units=(128,) * 3, outputs=outputs), seed)
 
 
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:

@@ -6,8 +6,8 @@ from functools import partial
 from torch import nn
 
 from rsn2.experiments.data import DataSet
-from rsn2.experiments.experiment import Experiment, Stage, Task, seeded
-from rsn2.experiments.paper.networks import Transformer
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.paper.networks import Transformer, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem
 from rsn2.experiments.settings import Allocation
@@ -27,7 +27,7 @@ NOTES = (
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network, for texts of 512 of 30,000 words."""
     (task,) = outputs
-    return seeded(
+    return drawn(
         lambda: Transformer(
             task,
             words=30_000,

@@ -1,0 +1,187 @@
+"""Two questions that the paper leaves open, on its experiments: how sparse a task may be, and how many there can be."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from rsn2.blocks import Granularity
+from rsn2.experiments import paper, plots, runner
+from rsn2.experiments.data import Source, load
+from rsn2.experiments.experiment import Experiment, Stage, Task
+from rsn2.experiments.folder import write_json
+from rsn2.experiments.paper.networks import FullyConnected, Permutation, drawn
+from rsn2.experiments.paper.options import Options
+from rsn2.experiments.paper.problems import problem
+from rsn2.experiments.settings import Allocation
+
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+BLOCKS: tuple[Granularity, ...] = ((1, 1), (16, 16), (64, 64))
+FALL = 0.02
+"""A network holds no further task where its accuracy is this much below the first one's."""
+
+_PIXELS = 28 * 28
+# As the paper chooses them, later tasks would find dead units only.
+_ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
+
+
+def sparsity(
+    number: int,
+    options: Sequence[Options],
+    source: Source,
+    out: Path,
+    results: Path,
+    *,
+    densities: Sequence[float] = DENSITIES,
+    blocks: Sequence[Granularity] = BLOCKS,
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+) -> Path:
+    """Accuracy of an experiment's tasks against the density, and against the blocks that are claimed at its density.
+
+    Args:
+        number: of the experiment.
+        options: of the runs, one for each seed.
+        source: where the data is.
+        out: folder of the runs, a folder for each.
+        results: folder for ``study-sparsity-experiment-N.json`` and the picture beside it.
+        densities: of each task.
+        blocks: rows and columns.
+        device, console: as for :func:`rsn2.experiments.runner.run`.
+
+    Returns:
+        The JSON file: "points" with "density", "blocks", "seed", "task", "value", "control" and "seconds_per_epoch".
+
+    Raises:
+        What :func:`rsn2.experiments.paper.run` raises.
+    """
+    points: list[dict[str, Any]] = []
+    content: dict[str, Any] = {}
+    variants: list[tuple[str, dict[str, Any]]] = [(f"density-{each:g}", {"density": each}) for each in densities]
+    variants += [(f"blocks-{rows}x{columns}", {"granularity": (rows, columns)}) for rows, columns in blocks]
+    for seed in options:
+        for name, change in variants:
+            folder = out / f"experiment-{number}-{name}-seed-{seed.seed}"
+            _tell(console, f"experiment {number}, {name}, seed {seed.seed}")
+            asked = replace(seed, **change)
+            content = paper.run(number, asked, source, folder, device=device, console=console)
+            points += [
+                {
+                    "density": row["density"],
+                    "blocks": list(asked.granularity or (1, 1)),
+                    "varied": "density" if "density" in change else "blocks",
+                    "seed": seed.seed,
+                    "task": row["name"],
+                    "value": row["rsn2"],
+                    "control": row["control"],
+                    "seconds_per_epoch": row["seconds"] / max(1, row["epochs"]),
+                }
+                for row in content["rows"]
+            ]
+    kept = {key: content[key] for key in ("experiment", "title", "notes", "allocation", "machine", "versions")}
+    path = results / f"study-sparsity-experiment-{number}.json"
+    write_json(path, {"study": "sparsity", **kept, "points": points})
+    plots.sparsity(points, path.with_suffix(".png"))
+    return path
+
+
+def tasks(
+    densities: Sequence[float],
+    options: Sequence[Options],
+    source: Source,
+    out: Path,
+    results: Path,
+    *,
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+) -> Path:
+    """How many tasks experiment 2's network holds: MNIST, its pixels in another order for each task.
+
+    As many tasks as fit are trained in turn; those held are the ones before the first whose accuracy is `FALL` below
+    that of the first.
+
+    Args:
+        densities: of each task; a network for each.
+        options, source, out, device, console: as for :func:`sparsity`.
+        results: folder for ``study-tasks.json`` and the picture beside it.
+
+    Returns:
+        The JSON file: "runs" with "density", "seed", "accuracies" in the order of training, "held", "capacity",
+        "bytes" and "values_changed".
+
+    Raises:
+        What :func:`rsn2.experiments.runner.run` raises.
+    """
+    runs: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    for seed in options:
+        for density in densities:
+            _tell(console, f"tasks of density {density:g}, seed {seed.seed}")
+            folder = out / f"tasks-{density:g}-seed-{seed.seed}"
+            made = _permuted(density, seed, source)
+            report = runner.run(made, folder, device=device, console=console)
+            accuracies = [task["value"] for task in report["tasks"]]
+            runs.append(
+                {
+                    "density": density,
+                    "seed": seed.seed,
+                    "accuracies": accuracies,
+                    "held": held(accuracies),
+                    "capacity": report["continual"]["capacity"],
+                    "bytes": report["bytes"]["network"]["weights"],
+                    "epochs": [task["epochs"] for task in report["tasks"]],
+                    "values_changed": sum(task["values_changed"] for task in report["tasks"]),
+                }
+            )
+    path = results / "study-tasks.json"
+    kept = {key: report[key] for key in ("allocation", "machine", "versions")}
+    write_json(path, {"study": "tasks", "notes": options[0].notes(), **kept, "runs": runs})
+    plots.tasks_held(runs, path.with_suffix(".png"))
+    return path
+
+
+def held(accuracies: Sequence[float]) -> int:
+    """Number of tasks before the first whose accuracy is `FALL` below the first one's."""
+    fallen = (place for place, value in enumerate(accuracies) if value < accuracies[0] - FALL)
+    return next(fallen, len(accuracies))
+
+
+def rebuild(metadata: Mapping[str, Any]) -> nn.Module:
+    """The plain network that the metadata of a checkpoint of :func:`tasks` describes."""
+    return _network(metadata["seed"], metadata["tasks"])
+
+
+def _permuted(density: float, options: Options, source: Source) -> Experiment:
+    count = math.floor(1 / density + 1e-9)
+    digits = problem(load(["mnist"], source)["mnist"], options.samples)
+    names = [f"order_{number}" for number in range(count)]
+    training = options.training()
+    return Experiment(
+        build=partial(_network, options.seed, names),
+        rebuild=f"{__name__}:{rebuild.__name__}",
+        stages=[Stage((Task(name, digits, density),), training) for name in names],
+        allocation=options.allocation(_ALLOCATION),
+        metadata={"seed": options.seed, "tasks": names},
+        settings={"study": "tasks", "density": density, "options": asdict(options)},
+    )
+
+
+def _network(seed: int, names: Iterable[str]) -> nn.Module:
+    names = list(names)
+
+    def build() -> nn.Module:
+        orders: dict[str, nn.Module] = {name: Permutation(_PIXELS, seed=place) for place, name in enumerate(names)}
+        return FullyConnected([_PIXELS], dict.fromkeys(names, 10), orders)
+
+    return drawn(build, seed)
+
+
+def _tell(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""The studies: what they vary, what they write, and that an interrupted one goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+from rsn2.cli import app
+from rsn2.experiments import paper, plots
+from rsn2.experiments.data import Source
+from rsn2.experiments.paper import Options, studies
+from rsn2.experiments.paper.networks import Permutation
+from tiny_data import write_data
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """All data sets, tiny."""
+    return Source(write_data(tmp_path_factory.mktemp("data")), hub=False, accept_unknown=True)
+
+
+def test_sparsity_varies_density_and_blocks(source: Source, tmp_path: Path) -> None:
+    file = studies.sparsity(
+        2,
+        [Options(epochs=1)],
+        source,
+        tmp_path / "runs",
+        tmp_path / "results",
+        densities=(0.3,),
+        blocks=((16, 16),),
+    )
+    content = json.loads(file.read_text())
+    points = content["points"]
+    assert {(point["varied"], point["density"], *point["blocks"]) for point in points} == {
+        ("density", 0.3, 1, 1),
+        ("blocks", 0.1, 16, 16),
+    }
+    assert {point["task"] for point in points} == {"mnist", "fashion_mnist"}
+    # The controls are trained once for all of them.
+    assert len(list((tmp_path / "runs" / "controls").iterdir())) == 2
+    assert imread(file.with_suffix(".png")).ndim == 3
+
+
+def test_a_network_is_filled_with_tasks(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["study", "tasks", "--density", "0.3", "--quick", "--accept-unknown", "--data-dir", str(source.folder)]
+    arguments += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    threads = torch.get_num_threads()
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr(paper.runner, "fit_together", never)
+    again = CliRunner().invoke(app, arguments)
+    torch.set_num_threads(threads)
+    assert again.exit_code == 0, again.output
+    content = json.loads((tmp_path / "results" / "study-tasks.json").read_text())
+    (run,) = content["runs"]
+    assert len(run["accuracies"]) == 3
+    assert run["capacity"] == pytest.approx(0.9, abs=0.01)
+    assert run["values_changed"] == 0
+    assert run["held"] == studies.held(run["accuracies"])
+    assert imread(tmp_path / "results" / "study-tasks.png").ndim == 3
+
+
+def test_held_counts_up_to_the_first_that_falls() -> None:
+    assert studies.held([0.97, 0.96, 0.951, 0.94, 0.97]) == 3
+    assert studies.held([0.9, 0.95, 0.96]) == 3
+
+
+def test_a_permutation_moves_pixels_and_keeps_them() -> None:
+    x = torch.rand(3, 1, 4, 4)
+    assert torch.equal(Permutation(16, 0)(x), x.flatten(1))
+    moved = Permutation(16, 5)(x)
+    assert not torch.equal(moved, x.flatten(1))
+    assert torch.equal(moved.sort(1).values, x.flatten(1).sort(1).values)
+    assert torch.equal(moved, Permutation(16, 5)(x))
+
+
+def test_pictures_want_something_to_show(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="points: expected at least one"):
+        plots.sparsity([], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="runs: expected at least one"):
+        plots.tasks_held([], tmp_path / "a.png")
