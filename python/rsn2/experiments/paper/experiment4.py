@@ -17,8 +17,11 @@ TITLE = "MNIST and Fashion-MNIST at once, then Boston housing, then IMDB, fully 
 DATA = ("mnist", "fashion_mnist", "boston", "imdb")
 DENSITY = 0.1
 PAPER = {"mnist": (0.97, 0.97), "fashion_mnist": (0.87, 0.88), "boston": (0.011, 0.017), "imdb": (0.82, 0.80)}
-ALLOCATION = Allocation(samples=5120)
+# As the paper chooses weights, the fourth task's signal is so small that early stopping may end it before it rises.
+ALLOCATION = Allocation(rescale="fan_in", flip=True, samples=5120)
 NOTES = (
+    "In the paper's own form (`--rescale none --no-flip`) the loss of the fourth task, IMDB, does not fall for some "
+    "epochs, and early stopping may end it at chance.",
     "MNIST and Fashion-MNIST share the first layer; house prices and reviews have first layers of their own, of which "
     "they own the same share as of the others. The embedding of the reviews is not pruned.",
     "Training on house prices counts any progress of the validation loss: the 0.01 of the other tasks is most of that "
