@@ -1,7 +1,7 @@
 # make demo   train four real tasks in one network, with dense controls  -> runs/demo/
 # make test   lint, then all tests, those of the C++ code included
 # make lint   ruff and mypy
-# make bench  operators against the dense library, in one run
+# make bench  single calls under pytest-benchmark; `rsn2 bench` measures all with its bounds (docs/benchmarks.md)
 # make gpu-check [OUT=file.json] [DATA=folder of MNIST]
 #                                  on a machine with a GPU: build, its tests, compute-sanitizer, its benchmarks
 #                                  -> results/gpu-check.json, in under ten minutes, without a network
@@ -52,7 +52,8 @@ lint: $(READY)
 	$(PYTHON) -m mypy
 
 bench: $(READY)
-	$(PYTHON) benchmarks/operators.py
+	$(PYTHON) -m pytest benchmarks/test_operators.py --benchmark-columns=min,median,iqr,rounds --benchmark-max-time=0.1 \
+	  --benchmark-min-rounds=7 --benchmark-group-by=group --benchmark-sort=fullname -q
 
 # It builds by itself: nothing may be fetched, and without a GPU nothing is done.
 gpu-check:

@@ -18,7 +18,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import rsn2_kernels as rk
-from interleaved import machine, medians
+from rsn2.bench import machine
+from rsn2.bench.timing import medians
 from rsn2_kernels import dispatch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.05, help="time per case and backend")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, object] = {"machine": machine(), "features": dispatch.FEATURES}
+    results: dict[str, object] = {"machine": machine.facts(), "features": dispatch.FEATURES}
     for op, dtype in itertools.product(("linear", "conv2d"), DTYPES):
         name = f"{op} {str(dtype).removeprefix('torch.')}"
         results[name] = calibrate(op, dtype, arguments.seconds)

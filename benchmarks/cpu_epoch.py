@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rsn2
-from interleaved import machine
+from rsn2.bench import machine
 
 SIZES = (784, *[1000] * 6, 10)
 DENSITY = 0.1
@@ -101,7 +101,13 @@ def main() -> None:
     for name, total in seconds.items():
         print(f"{name:8} {total:8.2f} s, {total / seconds['packed']:.2f} times the packed one's")
     if arguments.out:
-        result = {"machine": machine(), "steps": len(batches), "batch": BATCH, "density": DENSITY, "seconds": seconds}
+        result = {
+            "machine": machine.facts(),
+            "steps": len(batches),
+            "batch": BATCH,
+            "density": DENSITY,
+            "seconds": seconds,
+        }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {arguments.out}")

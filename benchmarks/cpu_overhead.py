@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import rsn2_kernels as rk
-from interleaved import machine
+from rsn2.bench import machine
 
 SIZE, BATCH, DENSITY = 16, 2, 0.3
 ROUNDS = 301
@@ -68,7 +68,9 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         layer = {"size": SIZE, "batch": BATCH, "density": DENSITY}
-        arguments.out.write_text(json.dumps({"machine": machine(), "layer": layer, "seconds": found}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps({"machine": machine.facts(), "layer": layer, "seconds": found}, indent=1) + "\n"
+        )
         print(f"written to {arguments.out}")
 
 

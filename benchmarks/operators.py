@@ -1,4 +1,4 @@
-"""Operators on packed weights against what a user would run instead, interleaved in one process: `make bench`.
+"""Operators on packed weights against what a user would run instead, interleaved in one process.
 
     python benchmarks/operators.py --out results/operators-cpu.json
 
@@ -22,7 +22,8 @@ from rich.table import Table
 from torch import Tensor
 
 import rsn2_kernels as rk
-from interleaved import machine, medians
+from rsn2.bench import machine
+from rsn2.bench.timing import medians
 
 COLUMNS = (
     "problem",
@@ -198,7 +199,7 @@ def main() -> None:
         Console(width=150).print(table)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"machine": machine.facts(), "results": results}, indent=1) + "\n")
         print(f"written to {arguments.out}")
 
 

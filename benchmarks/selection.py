@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interleaved import machine
+from rsn2.bench import machine
 from rsn2.selection import largest
 
 SIZES = (10**6, 10**7, 10**8)
@@ -89,7 +89,7 @@ def main() -> None:
             rows.append({"way": way, "weights": size, **json.loads(done.stdout)})
             print("{way:9} {weights:10} {seconds:8.4f} s {bytes per weight:6.1f} bytes per weight".format(**rows[-1]))
     if options.out:
-        options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        options.out.write_text(json.dumps({"machine": machine.facts(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any
 
 import occupancy
 import operators
+from rsn2.bench import report
+from rsn2.bench.results import Results
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,11 +177,22 @@ def by_layer(network: str) -> str:
     return markdown(["layer", "density", *tasks], [[*key, *cells] for key, cells in rows.items()])
 
 
+def benchmarks() -> str:
+    """What `rsn2 bench` found, per results file."""
+    parts = []
+    for path in sorted((ROOT / "results").glob("bench-*.json")):
+        results = Results.read(path)
+        parts += [f"### {path.stem.removeprefix('bench-')}", *report.summary(results)]
+        parts += [table.markdown(level=4) for table in report.tables(results)]
+    return "\n\n".join(parts) or "There is no such file yet."
+
+
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "demo", demo),
     ("docs/performance.md", "speed", speed),
     ("docs/performance.md", "epoch", epoch),
     ("docs/performance.md", "overhead", overhead),
+    ("docs/benchmarks.md", "bench", benchmarks),
     ("docs/plan.md", "short", short),
     ("docs/plan.md", "tiles", tiles),
     ("docs/plan.md", "occupancy", partial(summary, occupancy.OCCUPANCIES)),

@@ -2,6 +2,7 @@
 //   RSN2_ISA           the namespace of this copy
 //   RSN2_VECTOR_BYTES  width of one register
 //   RSN2_MAX_VECTORS   registers that hold one row's accumulators
+// and compiles without contraction: see multiply_add in simd.h.
 // No C++ standard header and no torch header may be included here: see simd.h.
 // Vectors wider than a register are passed between functions of this file alone.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -29,17 +30,11 @@ inline void store(T* target, typename Lanes<T>::Vector value) {
   *reinterpret_cast<typename Lanes<T>::Unaligned*>(target) = value;
 }
 
-// a * b + c, rounded as the compiler rounds it for vectors: once where there is an instruction for it. Told to choose,
-// it would split the multiplications of a loop from the additions.
-#if defined(__FMA__) || defined(__aarch64__)
-inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else
+// Subtracting zero changes no number, -0 included, so that it costs nothing.
 template <class T>
-inline T multiply_add(T a, T b, T c) {
-  return a * b + c;
+inline typename Lanes<T>::Vector broadcast(T value) {
+  return value - typename Lanes<T>::Vector{};
 }
-#endif
 
 // One row of a product on kVectors registers of positions.
 template <class T, int kVectors>
@@ -47,35 +42,74 @@ struct Sums {
   typename Lanes<T>::Vector sum[kVectors];
 
   inline __attribute__((always_inline)) void start(T value) {
-    for (int i = 0; i < kVectors; ++i) sum[i] = typename Lanes<T>::Vector{} + value;
+    for (int i = 0; i < kVectors; ++i) sum[i] = broadcast(value);
   }
   inline __attribute__((always_inline)) void add(T value, const T* feature) {
-    for (int i = 0; i < kVectors; ++i) sum[i] += value * load(feature + i * kLanes<T>);
+    for (int i = 0; i < kVectors; ++i) sum[i] = multiply_add(broadcast(value), load(feature + i * kLanes<T>), sum[i]);
   }
   inline __attribute__((always_inline)) void finish(T* out) const {
     for (int i = 0; i < kVectors; ++i) store(out + i * kLanes<T>, sum[i]);
   }
 };
 
-// kRows rows from r on, side by side: a row's sums wait for each other, the rows do not.
+// Rows are multiplied side by side as far as all of them have weights, so that those beside each other must be alike in
+// their number. As tasks choose weights, neighbouring rows are not, and are put in order first.
+constexpr int64_t kOrdered = 256;
+constexpr int64_t kOrderedWeights = 1 << 16;  // these and as many to come fit the second-level cache
+
+// Where the numbers of weights of `count` rows lie.
+struct Weights {
+  int32_t least, most;
+
+  Weights(const int32_t* begin, int64_t count) : least(INT32_MAX), most(0) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t weights = begin[i + 1] - begin[i];
+      least = weights < least ? weights : least;
+      most = weights > most ? weights : most;
+    }
+  }
+};
+
+// Rows as they are, from `first` on.
+struct Consecutive {
+  int64_t first;
+  int64_t operator[](int64_t i) const { return first + i; }
+  Consecutive operator+(int64_t i) const { return {first + i}; }
+};
+
+// Puts `count` rows from `first` on into order, those of most weights first, by up to 64 classes of their number.
+__attribute__((noinline)) void order_rows(const int32_t* begin, int64_t first, int64_t count, const Weights& range,
+                                          int32_t* order) {
+  const int bits = 32 - __builtin_clz((range.most - range.least) | 1), shift = bits > 6 ? bits - 6 : 0;
+  int32_t kind[kOrdered];
+  for (int64_t i = 0; i < count; ++i) kind[i] = (range.most - (begin[first + i + 1] - begin[first + i])) >> shift;
+  int32_t place[65] = {};
+  for (int64_t i = 0; i < count; ++i) ++place[kind[i] + 1];
+  for (int i = 1; i < 64; ++i) place[i] += place[i - 1];
+  for (int64_t i = 0; i < count; ++i) order[place[kind[i]]++] = static_cast<int32_t>(first + i);
+}
+
+// Rows order[0], ..., order[count - 1], kRows of them side by side: a row's sums wait for each other, the rows do not.
+// Returns how many are done: what is left is less than kRows.
 // Out of line, with what the inner loop needs in locals: otherwise gcc spills the loop's pointers.
-template <class T, class I, int kVectors, int kRows>
-__attribute__((noinline)) void multiply_rows(const Product<T, I>& p, int64_t q, int64_t row_begin, int64_t row_end) {
+template <class T, class I, int kVectors, int kRows, class Order>
+__attribute__((noinline)) int64_t multiply_rows(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
   const T* const panel = p.panel + q;
   const int64_t scale = p.index_scale;
-  for (int64_t r = row_begin; r < row_end; r += kRows) {
+  int64_t done = 0;
+  for (; done + kRows <= count; done += kRows, order = order + kRows) {
     Sums<T, kVectors> sums[kRows];
     const T* value[kRows];
     const I* index[kRows];
-    const int32_t* const begin = p.begin + r;
-    int64_t common = begin[1] - begin[0];
+    int64_t common = INT32_MAX;
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      value[i] = p.values + begin[i];
-      index[i] = p.index + begin[i];
-      const int64_t count = begin[i + 1] - begin[i];
-      common = count < common ? count : common;
-      sums[i].start(p.bias ? p.bias[r + i] : T{0});
+      const int32_t* const begin = p.begin + order[i];
+      value[i] = p.values + begin[0];
+      index[i] = p.index + begin[0];
+      const int64_t weights = begin[1] - begin[0];
+      common = weights < common ? weights : common;
+      sums[i].start(p.bias ? p.bias[order[i]] : T{0});
     }
     int64_t j = 0;
     for (; j < common; ++j) {
@@ -84,40 +118,66 @@ __attribute__((noinline)) void multiply_rows(const Product<T, I>& p, int64_t q, 
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const int64_t count = begin[i + 1] - begin[i];
-      for (int64_t rest = j; rest < count; ++rest) sums[i].add(value[i][rest], panel + index[i][rest] * scale);
-      sums[i].finish(p.out + (r + i - p.row_begin) * p.out_stride + q);
+      const int64_t weights = p.begin[order[i] + 1] - p.begin[order[i]];
+      for (int64_t rest = j; rest < weights; ++rest) sums[i].add(value[i][rest], panel + index[i][rest] * scale);
+      sums[i].finish(p.out + (order[i] - p.row_begin) * p.out_stride + q);
     }
   }
+  return done;
 }
 
-// All rows at kVectors registers of positions starting at q: the panel's part stays in cache while the rows pass.
-template <class T, class I, int kVectors>
-void multiply_block(const Product<T, I>& p, int64_t q) {
+// Rows at kVectors registers of positions starting at q: the panel's part stays in cache while the rows pass.
+template <class T, class I, int kVectors, class Order>
+void multiply_block(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
   constexpr int kRows = kVectors <= 2 ? 4 : kVectors == 4 ? 2 : 1;
-  const int64_t grouped = p.row_end - (p.row_end - p.row_begin) % kRows;
-  multiply_rows<T, I, kVectors, kRows>(p, q, p.row_begin, grouped);
-  if constexpr (kRows > 1) multiply_rows<T, I, kVectors, 1>(p, q, grouped, p.row_end);
+  const int64_t done = multiply_rows<T, I, kVectors, kRows>(p, q, order, count);
+  if constexpr (kRows > 1) multiply_rows<T, I, kVectors, 1>(p, q, order + done, count - done);
 }
 
 // Blocks of kVectors while they fit, then half as many: a width of one cache line costs one cache line.
-template <class T, class I, int kVectors>
-void multiply_from(const Product<T, I>& p, int64_t q) {
+template <class T, class I, int kVectors, class Order>
+void multiply_from(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
   constexpr int64_t kWidth = kVectors * kLanes<T>;
-  for (; q + kWidth <= p.width; q += kWidth) multiply_block<T, I, kVectors>(p, q);
-  if constexpr (kVectors > 1) multiply_from<T, I, kVectors / 2>(p, q);
+  for (; q + kWidth <= p.width; q += kWidth) multiply_block<T, I, kVectors>(p, q, order, count);
+  if constexpr (kVectors > 1) multiply_from<T, I, kVectors / 2>(p, q, order, count);
 }
 
-// Rows of a product on a single position, four at a time, a row in each lane.
+// A row on a single position, from its weight `done` on.
+template <class T, class I>
+inline __attribute__((always_inline)) void finish_single(const Product<T, I>& p, int64_t r, int64_t done, T sum) {
+  for (int64_t k = p.begin[r] + done; k < p.begin[r + 1]; ++k) {
+    sum = multiply_add(p.values[k], p.panel[p.index[k]], sum);
+  }
+  p.out[(r - p.row_begin) * p.out_stride] = sum;
+}
+
+// Four neighbouring indices in registers, loaded at once where they are that small.
+template <class I>
+struct FourIndices {
+  const I* index;
+  explicit FourIndices(const I* index) : index(index) {}
+  int64_t operator[](int i) const { return index[i]; }
+};
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+template <>
+struct FourIndices<uint16_t> {
+  uint64_t bits;
+  explicit FourIndices(const uint16_t* index) { __builtin_memcpy(&bits, index, sizeof bits); }
+  int64_t operator[](int i) const { return static_cast<int64_t>(bits >> 16 * i & 0xFFFF); }
+};
+#endif
+
+// Rows of a product on a single position, a row in each lane of vectors of four.
 //
-// Loads bound this product: for each weight one of its value and one of a feature. Four neighbouring values of four
-// rows are four loads and a transposition instead of sixteen loads: 7 % faster at 4096 x 4096.
+// Four neighbouring values of four rows are four loads and a transposition instead of sixteen loads. A row's additions
+// wait for each other, so that two vectors pass side by side.
 template <class T>
 struct Quad {
-  typedef T Vector __attribute__((vector_size(4 * sizeof(T))));
-  typedef T Unaligned __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef typename Simd<T, 4 * sizeof(T)>::Vector Vector;
 
-  static inline Vector load(const T* source) { return *reinterpret_cast<const Unaligned*>(source); }
+  static inline Vector load(const T* source) {
+    return *reinterpret_cast<const typename Simd<T, 4 * sizeof(T)>::Unaligned*>(source);
+  }
   template <int... kSource>
   static inline __attribute__((always_inline)) Vector pick(const Vector& a, const Vector& b) {
     return shuffle<T, 4 * sizeof(T), kSource...>(a, b);
@@ -125,69 +185,89 @@ struct Quad {
   // sum + weights `step` of the four rows times their features.
   template <class I>
   static inline __attribute__((always_inline)) Vector add(const Vector& sum, const Vector& value, const T* panel,
-                                                          const I* const* index, int64_t step) {
+                                                          const FourIndices<I>* index, int step) {
     const Vector feature = {panel[index[0][step]], panel[index[1][step]], panel[index[2][step]], panel[index[3][step]]};
-    return sum + value * feature;
+    return multiply_add(value, feature, sum);
   }
 };
 
-template <class T, class I>
-__attribute__((noinline)) void multiply_four_single(const Product<T, I>& p, int64_t r) {
+// The rows order[0], order[1], ... prefetch: the weight from which on memory is asked for what comes later.
+template <class T, class I, int kQuads>
+__attribute__((noinline)) void multiply_quads(const Product<T, I>& p, const int32_t* order, int64_t& prefetch) {
   using Q = Quad<T>;
+  constexpr int kRows = 4 * kQuads;
   const T* const panel = p.panel;
-  const int32_t* const begin = p.begin + r;
-  typename Q::Vector sum;
-  const T* value[4];
-  const I* index[4];
-  int64_t common = begin[1] - begin[0];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    value[i] = p.values + begin[i];
-    index[i] = p.index + begin[i];
-    const int64_t count = begin[i + 1] - begin[i];
+  typename Q::Vector sum[kQuads];
+  // Volatile: read again from the cache in every step, because there are not registers for all of them.
+  volatile int32_t begin[kRows];
+  int64_t common = INT32_MAX;
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    const int32_t r = order[i];
+    begin[i] = p.begin[r];
+    const int64_t count = p.begin[r + 1] - p.begin[r];
     common = count < common ? count : common;
-    sum[i] = p.bias ? p.bias[r + i] : T{0};
+    sum[i / 4][i % 4] = p.bias ? p.bias[r] : T{0};
   }
-  int64_t j = 0;
-  for (; j + 4 <= common; j += 4) {
-    // As much of the next rows as this step takes of these.
-    __builtin_prefetch(p.values + begin[4] + 4 * j);
-    __builtin_prefetch(p.index + begin[4] + 4 * j);
-    const typename Q::Vector a = Q::load(value[0] + j), b = Q::load(value[1] + j);
-    const typename Q::Vector c = Q::load(value[2] + j), d = Q::load(value[3] + j);
-    const auto low_ab = Q::template pick<0, 4, 1, 5>(a, b), low_cd = Q::template pick<0, 4, 1, 5>(c, d);
-    const auto high_ab = Q::template pick<2, 6, 3, 7>(a, b), high_cd = Q::template pick<2, 6, 3, 7>(c, d);
-    sum = Q::add(sum, Q::template pick<0, 1, 4, 5>(low_ab, low_cd), panel, index, j);
-    sum = Q::add(sum, Q::template pick<2, 3, 6, 7>(low_ab, low_cd), panel, index, j + 1);
-    sum = Q::add(sum, Q::template pick<0, 1, 4, 5>(high_ab, high_cd), panel, index, j + 2);
-    sum = Q::add(sum, Q::template pick<2, 3, 6, 7>(high_ab, high_cd), panel, index, j + 3);
+  common -= common % 4;
+  const T* value = p.values;
+  const I* index = p.index;
+  const T* next_value = value + prefetch;
+  const I* next_index = index + prefetch;
+  prefetch += kRows * common;
+  for (const T* const end = value + common; value != end; value += 4, index += 4) {
+    for (int i = 0; i < kRows * 4; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(next_value + i, 0, 2);
+    for (int i = 0; i < kRows * 4; i += 64 / static_cast<int>(sizeof(I))) __builtin_prefetch(next_index + i, 0, 2);
+    next_value += 4 * kRows;
+    next_index += 4 * kRows;
+#pragma GCC unroll 8
+    for (int i = 0; i < kQuads; ++i) {
+      const int64_t row[] = {begin[4 * i], begin[4 * i + 1], begin[4 * i + 2], begin[4 * i + 3]};
+      const typename Q::Vector a = Q::load(value + row[0]), b = Q::load(value + row[1]);
+      const typename Q::Vector c = Q::load(value + row[2]), d = Q::load(value + row[3]);
+      const FourIndices<I> four[] = {FourIndices<I>(index + row[0]), FourIndices<I>(index + row[1]),
+                                     FourIndices<I>(index + row[2]), FourIndices<I>(index + row[3])};
+      const auto low_ab = Q::template pick<0, 4, 1, 5>(a, b), low_cd = Q::template pick<0, 4, 1, 5>(c, d);
+      const auto high_ab = Q::template pick<2, 6, 3, 7>(a, b), high_cd = Q::template pick<2, 6, 3, 7>(c, d);
+      sum[i] = Q::add(sum[i], Q::template pick<0, 1, 4, 5>(low_ab, low_cd), panel, four, 0);
+      sum[i] = Q::add(sum[i], Q::template pick<2, 3, 6, 7>(low_ab, low_cd), panel, four, 1);
+      sum[i] = Q::add(sum[i], Q::template pick<0, 1, 4, 5>(high_ab, high_cd), panel, four, 2);
+      sum[i] = Q::add(sum[i], Q::template pick<2, 3, 6, 7>(high_ab, high_cd), panel, four, 3);
+    }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    T total = sum[i];
-    const int64_t count = begin[i + 1] - begin[i];
-    for (int64_t rest = j; rest < count; ++rest) total = multiply_add(value[i][rest], panel[index[i][rest]], total);
-    p.out[(r + i - p.row_begin) * p.out_stride] = total;
-  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) finish_single(p, order[i], common, sum[i / 4][i % 4]);
 }
 
+// Rows order[0], ..., order[count - 1], with as many weights behind them asked for from memory meanwhile.
 template <class T, class I>
-void multiply_single(const Product<T, I>& p) {
-  int64_t r = p.row_begin;
-  for (; r + 4 <= p.row_end; r += 4) multiply_four_single(p, r);
-  for (; r < p.row_end; ++r) {
-    T sum = p.bias ? p.bias[r] : T{0};
-    for (int64_t k = p.begin[r]; k < p.begin[r + 1]; ++k) sum = multiply_add(p.values[k], p.panel[p.index[k]], sum);
-    p.out[(r - p.row_begin) * p.out_stride] = sum;
-  }
+void multiply_single(const Product<T, I>& p, const int32_t* order, int64_t count, int64_t prefetch) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) multiply_quads<T, I, 2>(p, order + i, prefetch);
+  for (; i + 4 <= count; i += 4) multiply_quads<T, I, 1>(p, order + i, prefetch);
+  for (; i < count; ++i) finish_single(p, order[i], 0, p.bias ? p.bias[order[i]] : T{0});
 }
 
 template <class T, class I>
 void multiply(const Product<T, I>& p) {
-  if (p.width == 1) {
-    multiply_single(p);
-  } else {
-    multiply_from<T, I, kMaxVectors>(p, 0);
+  for (int64_t first = p.row_begin; first < p.row_end;) {
+    int64_t count = p.row_end - first < kOrdered ? p.row_end - first : kOrdered;
+    while (count > 8 && p.begin[first + count] - p.begin[first] > kOrderedWeights) count = (count + 1) / 2;
+    const int64_t weights = p.begin[first + count] - p.begin[first];
+    const Weights range(p.begin + first, count);
+    // Wide products wait for nothing where the rows differ by less than their mean: the order would cost more.
+    if (p.width > 1 && (range.most - range.least) * count <= weights) {
+      multiply_from<T, I, kMaxVectors>(p, 0, Consecutive{first}, count);
+    } else {
+      int32_t order[kOrdered];
+      order_rows(p.begin, first, count, range, order);
+      if (p.width == 1) {
+        multiply_single(p, order, count, p.begin[first + count]);
+      } else {
+        multiply_from<T, I, kMaxVectors>(p, 0, static_cast<const int32_t*>(order), count);
+      }
+    }
+    first += count;
   }
 }
 
@@ -231,7 +311,7 @@ void sample_wide(const SampledProduct<T, I>& p) {
       for (int j = 0; j < kGroup; ++j) feature[j] = p.panel + p.index[k + (j < count ? j : count - 1)] * p.index_scale;
       for (int64_t q = 0; q < p.width; q += kLanes<T>) {
         const typename Lanes<T>::Vector factor = load(row + q);
-        for (int j = 0; j < kGroup; ++j) sums[j] += factor * load(feature[j] + q);
+        for (int j = 0; j < kGroup; ++j) sums[j] = multiply_add(factor, load(feature[j] + q), sums[j]);
       }
       T totals[kGroup > kLanes<T> ? kGroup : kLanes<T>];
       const int left = fold<T, kGroup, kLanes<T>>(sums);
@@ -249,7 +329,7 @@ void sample_one(const SampledProduct<T, I>& p) {
   for (int64_t k = p.k_begin; k < p.k_end; ++r) {
     const int64_t row_end = p.begin[r + 1] < p.k_end ? p.begin[r + 1] : p.k_end;
     const T factor = p.rows[r * p.row_stride];
-    for (; k < row_end; ++k) p.out[k] += factor * p.panel[p.index[k]];
+    for (; k < row_end; ++k) p.out[k] = multiply_add(factor, p.panel[p.index[k]], p.out[k]);
   }
 }
 
@@ -281,18 +361,22 @@ int64_t first_from(const I* index, int64_t begin, int64_t end, int64_t least) {
 template <class T, class I, int kVectors>
 void scatter_rows(const ScatteredProduct<T, I>& p) {
   constexpr int64_t kWidth = kVectors == 0 ? 1 : kVectors * kLanes<T>;
+  // In locals, because for all the compiler knows a store could change what p points to.
   T* const out = p.out;
+  const T* const values = p.values;
+  const I* const index = p.index;
+  const int64_t index_end = p.index_end;
   for (int64_t r = 0; r < p.row_count; ++r) {
     const T* const row = p.rows + r * kWidth;
     const int64_t end = p.begin[r + 1];
-    for (int64_t k = first_from(p.index, p.begin[r], end, p.index_begin); k < end && p.index[k] < p.index_end; ++k) {
-      T* const target = out + p.index[k] * kWidth;
+    for (int64_t k = first_from(index, p.begin[r], end, p.index_begin); k < end && index[k] < index_end; ++k) {
+      T* const target = out + index[k] * kWidth;
       if constexpr (kVectors == 0) {
-        *target = multiply_add(p.values[k], *row, *target);
+        *target = multiply_add(values[k], *row, *target);
       } else {
         for (int i = 0; i < kVectors; ++i) {
-          const typename Lanes<T>::Vector sum = load(target + i * kLanes<T>);
-          store(target + i * kLanes<T>, sum + p.values[k] * load(row + i * kLanes<T>));
+          const typename Lanes<T>::Vector sum = load(target + i * kLanes<T>), factor = load(row + i * kLanes<T>);
+          store(target + i * kLanes<T>, multiply_add(broadcast(values[k]), factor, sum));
         }
       }
     }

@@ -28,9 +28,11 @@ class PanelSource {
   virtual void pack(int64_t panel, int64_t begin, int64_t end, T* data) const = 0;
 };
 
-// Largest block given to a sink at once: 64 KiB of floats, written and read back within the second-level cache.
+// Largest block given to a sink at once: 64 KiB of floats, written and read back within the second-level cache. Of a
+// single position more rows, which the microkernels put in order by their number of weights.
 inline constexpr int64_t kRowBlock = 64;
 inline constexpr int64_t kWidthBlock = 256;
+inline constexpr int64_t kNarrowRowBlock = 256;
 
 // Where the rows of a product go.
 template <class T>
@@ -38,7 +40,8 @@ class PanelSink {
  public:
   virtual ~PanelSink() = default;
   // rows[(r - row_begin) * stride + (q - q_begin)] for r in [row_begin, row_end), q in [q_begin, q_end): at most
-  // kRowBlock rows and kWidthBlock positions. Positions that belong to no output are dropped.
+  // kRowBlock rows and kWidthBlock positions, or kNarrowRowBlock rows and one position. Positions that belong to no
+  // output are dropped.
   virtual void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,
                      int64_t stride) const = 0;
 };

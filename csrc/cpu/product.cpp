@@ -37,8 +37,9 @@ void multiply_rows(const Microkernels& kernels, const SparseRows<T, I>& weights,
                    int64_t row_begin, int64_t row_end, T* scratch, const PanelSink<T>& y, int64_t panel) {
   for (int64_t q = 0; q < shape.width; q += kWidthBlock) {
     const int64_t width = std::min(kWidthBlock, shape.width - q);
-    for (int64_t r = row_begin; r < row_end; r += kRowBlock) {
-      const int64_t r_end = std::min(r + kRowBlock, row_end);
+    const int64_t rows = width == 1 ? kNarrowRowBlock : kRowBlock;
+    for (int64_t r = row_begin; r < row_end; r += rows) {
+      const int64_t r_end = std::min(r + rows, row_end);
       kernels_for(kernels, T{}, I{}).multiply({weights.begin, weights.index, weights.values, weights.bias, r, r_end,
                                                data + q, shape.index_scale, width, scratch, width});
       y.store(panel, r, r_end, q, q + width, scratch, width);

@@ -215,7 +215,7 @@ const Problem kLinear[] = {
     linear_problem(0, 5, 7, 0.5),    linear_problem(1, 1, 1, 1),      linear_problem(1, 130, 33, 0.1),
     linear_problem(7, 17, 65, 0.3),  linear_problem(8, 64, 64, 0),    linear_problem(16, 3, 100, 0.5),
     linear_problem(17, 66, 16, 1),   linear_problem(63, 40, 31, 0.2), linear_problem(65, 129, 70, 0.1),
-    linear_problem(200, 33, 50, 0.1)};
+    linear_problem(200, 33, 50, 0.1), linear_problem(1, 300, 300, 0.9)};
 
 // batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
 const Problem kConv[] = {
@@ -315,6 +315,7 @@ void test_operators(const cpu::Microkernels& kernels) {
   for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
   for (const bool together : {false, true}) expect_groups_to_be_separate_products<S>(kernels, together, random);
   expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
+  expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
   expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
 }
 
@@ -356,6 +357,22 @@ void test_rounding(double (*value)(uint16_t), uint16_t infinity) {
   expect(stored<S>(3.4e38).bits == infinity, type_name<S>() + ": overflow is infinity");
 }
 
+// A row without weights is its bias, to the bit.
+template <class T>
+void test_negative_zero(const cpu::Microkernels& kernels) {
+  const int32_t crow[] = {0, 0, 0, 0, 0, 0};
+  const T bias[] = {T{-0.0}, T{-0.0}, T{-0.0}, T{-0.0}, T{-0.0}};
+  bool kept = true;
+  for (const int64_t batch : {1, 2, 20, 100}) {
+    const std::vector<T> x(batch * 3, T{1});
+    std::vector<T> y(batch * 5, T{1});
+    const cpu::Csr<int32_t> weight{5, 0, crow, nullptr};
+    cpu::linear<T>({kernels, threads(1)}, {x.data(), batch, 3, 3, 1}, nullptr, bias, weight, y.data());
+    for (const T each : y) kept = kept && each == 0 && std::signbit(each);
+  }
+  expect(kept, std::string(kernels.name) + " " + type_name<T>() + ": a bias of -0 stays -0 whatever the batch");
+}
+
 void test_row_split() {
   const int32_t begin[] = {0, 0, 100, 100, 101, 101, 101, 160};
   for (const int64_t parts : {1, 2, 3, 7, 20}) {
@@ -379,6 +396,8 @@ int main() {
   test::test_rounding<cpu::BFloat16>(test::bfloat16_value, 0x7F80);
   test::test_row_split();
   for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
+    test::test_negative_zero<float>(*kernels);
+    test::test_negative_zero<double>(*kernels);
     test::test_operators<float>(*kernels);
     test::test_operators<double>(*kernels);
     test::test_operators<cpu::Half>(*kernels);

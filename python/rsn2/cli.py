@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from rsn2.allocate import AllocationError, Criterion, Scope
+from rsn2.bench.command import bench
 from rsn2.checkpoint import describe
 from rsn2.experiments import extras, paper, runner, summary, tabular
 from rsn2.experiments.config import ConfigError, read_config
@@ -351,6 +352,8 @@ def _write_answers(file: TextIO, answers: list[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([["prediction"], *([answer] for answer in answers)])
 
+
+app.command()(bench)
 
 if __name__ == "__main__":
     app()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import rsn2_kernels as rk
 from rsn2.allocate import allocate
+from rsn2.bench.machine import cpu_model
 from rsn2.checkpoint import save
 from rsn2.convert import convert
 from rsn2.data import batches_of, device_of
@@ -412,15 +413,9 @@ def _reloads_bitwise(model: nn.Module, experiment: Experiment, tasks: Sequence[T
 
 
 def _machine(device: torch.device | str) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     found = torch.device(device)
     return {
-        "cpu": names[0] if names else cpu,
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(found) if found.type == "cuda" else str(found),
     }

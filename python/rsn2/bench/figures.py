@@ -1,0 +1,60 @@
+"""Figures, panels and axes that can be read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rsn2.experiments import extras
+
+PANELS_PER_ROW = 4
+_DPI = 110
+
+
+def panels(count: int, width: float, height: float, per_row: int = PANELS_PER_ROW) -> tuple[Any, list[Any]]:
+    """A figure with as many panels of this size in inches."""
+    columns = min(per_row, count)
+    rows = -(-count // columns)
+    made = figure(width * columns, height * rows + 0.8)
+    return made, [made.add_subplot(rows, columns, place) for place in range(1, count + 1)]
+
+
+def figure(width: float, height: float) -> Any:
+    """A figure of inches; its own and not pyplot's: no window, no global state."""
+    made: Any = extras.load("matplotlib.figure")
+    return made.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def labels_left(panels: Sequence[Any], label: str) -> None:
+    """Name the y axis of the first panel of each row."""
+    for axes in panels[::PANELS_PER_ROW]:
+        axes.set_ylabel(label)
+
+
+def plain_ticks(axis: Any, places: Sequence[float]) -> None:
+    """A tick at each measured place."""
+    tickers: Any = extras.load("matplotlib.ticker")
+    axis.set_major_locator(tickers.FixedLocator(list(places)))
+    axis.set_major_formatter(tickers.FixedFormatter([f"{each:g}" for each in places]))
+    axis.set_minor_locator(tickers.NullLocator())
+
+
+def ticks_between(axes: Any) -> None:
+    """Numbers that can be read on a logarithmic y axis, however short it is."""
+    tickers: Any = extras.load("matplotlib.ticker")
+    low, high = axes.get_ylim()
+    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if high < 5 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+    axes.yaxis.set_major_locator(tickers.LogLocator(subs=subs, numticks=20))
+    axes.yaxis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(tickers.NullFormatter())
+    axes.grid(alpha=0.3)
+
+
+def shades(batches: Sequence[int]) -> dict[int, Any]:
+    """A colour for each batch, the darker the smaller."""
+    palette: Any = extras.load("matplotlib").colormaps["viridis"]
+    return {batch: palette(0.9 * number / max(1, len(batches) - 1)) for number, batch in enumerate(batches)}
+
+
+def ink(colour: str) -> str:
+    """Black or white, whichever is read on a colour."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "white"

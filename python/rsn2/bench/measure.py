@@ -1,0 +1,159 @@
+"""One case to one record: every sample, or why it was skipped."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rsn2.bench import machine, memory, networks, operators
+from rsn2.bench.baselines import OURS
+from rsn2.bench.cases import PRODUCTS, Case
+from rsn2.bench.noise import CONTROL
+from rsn2.bench.timing import Call, interleaved, warm
+from rsn2.bench.work import UnavailableError, Work
+
+Record = dict[str, Any]
+
+_WORK: dict[str, Callable[[Case, torch.device | str], Work]] = {
+    **dict.fromkeys(PRODUCTS, operators.work),
+    "layer": networks.inference,
+    "inference": networks.inference,
+    "epoch": networks.epoch,
+    "allocate": networks.allocation,
+    "save": networks.checkpoint,
+    "load": networks.checkpoint,
+}
+
+# Of what is free now: others want some, too.
+_SHARE_OF_MEMORY = 0.7
+_EVICTED_BYTES = 256 << 20
+_DIGITS = 4
+# Times as long as the baseline.
+_SLOW = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everything is measured.
+
+    Attributes:
+        device: where.
+        threads: of the CPU.
+        seconds: for each candidate of a case, about.
+        rounds: samples of each candidate, at least.
+        limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
+        cold: empty the caches before each call.
+        grid: "quick" or "full".
+        only: what the names of the cases hold; "" takes all of the grid.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    seconds: float = 0.3
+    rounds: int = 11
+    limit: float = 2.0
+    cold: bool = False
+    grid: str = "full"
+    only: str = ""
+
+
+def record(case: Case, settings: Settings, peaks: machine.Peaks) -> Record:
+    """Measure a case.
+
+    Returns:
+        "key", "case", "taken" (seconds) and either "skipped" (why), or "memory" (name -> kind -> bytes), or
+
+        - "baseline": the name of the call that others are compared with
+        - "seconds": name -> of every sample; of the baseline a second time under its name + " again"
+        - "bytes", "macs", "dtype": name -> the least that the call does
+        - "unavailable": name -> why it was not timed
+        - "wrong": names of this package's calls whose result was not that of the reference
+        - "slow": name -> seconds of one call, of those that were not sampled
+        - further facts
+    """
+    start = time.perf_counter()
+    found: Record = {"key": case.key, "case": case.as_dict()}
+    try:
+        _check_fits(case, settings, peaks)
+        found |= {"memory": memory.measured(case, settings.device)} if case.op == "memory" else _timed(case, settings)
+    except (UnavailableError, torch.OutOfMemoryError, MemoryError) as error:
+        found["skipped"] = str(error).splitlines()[0]
+    except RuntimeError as error:
+        # A CPU's allocator has no class of errors of its own.
+        if "alloc" not in str(error):
+            raise
+        found["skipped"] = str(error).splitlines()[0]
+    return found | {"taken": round(time.perf_counter() - start, 3)}
+
+
+def _timed(case: Case, settings: Settings) -> Record:
+    torch.manual_seed(0)
+    work = _WORK[case.op](case, settings.device)
+    once = warm(work.calls, device=settings.device, before=work.before)
+    calls = _without_slow(work, once, settings)
+    calls[work.baseline + CONTROL], once[work.baseline + CONTROL] = calls[work.baseline], once[work.baseline]
+    before = work.before
+    if settings.cold:
+        large = torch.ones(_EVICTED_BYTES // 4, device=settings.device)
+        before = {name: _both(before.get(name), large.sum) for name in calls}
+    seconds = interleaved(calls, settings.seconds, settings.rounds, device=settings.device, before=before, warmed=once)
+    return {
+        "baseline": work.baseline,
+        "seconds": {name: [float(f"{each:.{_DIGITS}g}") for each in samples] for name, samples in seconds.items()},
+        "bytes": {name: amount.bytes for name, amount in work.amounts.items()},
+        "macs": {name: amount.macs for name, amount in work.amounts.items()},
+        "dtype": {name: amount.dtype for name, amount in work.amounts.items()},
+        "unavailable": work.unavailable,
+        **work.facts,
+    }
+
+
+def _without_slow(work: Work, once: dict[str, float], settings: Settings) -> dict[str, Call]:
+    """The calls whose time is worth more than a sample; this package as it chooses for itself is always among them."""
+    kept = {}
+    for name, call in work.calls.items():
+        times = once[name] / once[work.baseline]
+        if name not in (work.baseline, OURS) and once[name] > settings.seconds and times > _SLOW:
+            work.unavailable[name] = f"more than {_SLOW} times as slow as the baseline: not sampled"
+            work.facts.setdefault("slow", {})[name] = once[name]
+        else:
+            kept[name] = call
+    return kept
+
+
+def _both(first: Callable[[], object] | None, then: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        if first is not None:
+            first()
+        then()
+
+    return run
+
+
+def _check_fits(case: Case, settings: Settings, peaks: machine.Peaks) -> None:
+    """Raise UnavailableError if a case would not fit in memory or in time, as far as can be said beforehand."""
+    free = machine.free_bytes(settings.device)
+    needed = _bytes(case)
+    if free is not None and needed > _SHARE_OF_MEMORY * free:
+        raise UnavailableError(f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+    steps = networks.STEPS if case.op == "epoch" else 1
+    passes = 1 if case.op in ("save", "load", "memory") else 3 if case.training or case.op == "epoch" else 1
+    rate = peaks.get(case.dtype, peaks.get("float32", 1.0))
+    seconds = steps * passes * case.weights * case.positions / rate
+    if seconds > settings.limit:
+        raise UnavailableError(f"a dense call would take about {seconds:.1f} s, and the limit is {settings.limit:g} s")
+
+
+def _bytes(case: Case) -> float:
+    """What all candidates of a case need at once, roughly."""
+    size: int = getattr(torch, case.dtype).itemsize
+    if case.op in PRODUCTS:
+        operands = case.positions * (case.tasks if case.op == "grouped_linear" else 1) * sum(case.shape[:2]) * size
+        # The weight, its copies in other formats, its gradient and its product with a mask; indices of 12 bytes.
+        return case.weights * (6 * size + 3 + 24 * case.density) + 6 * operands
+    per_task = 4 if case.op in ("save", "load", "memory") else 1
+    activations = 8 * case.batch * case.shape[0] * case.shape[1] * 4
+    # Dense, masked and shared weights, their gradients and a step's scratch; masks or networks per task.
+    return case.weights * (24 + per_task * case.tasks + 12 * case.density * case.tasks) + activations

@@ -1,0 +1,105 @@
+"""What samples say, and how far they can be trusted: ratios with intervals, and a verdict on the whole run."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CONTROL = " again"
+"""Behind the name of a baseline: the same call, timed a second time in every round. Its ratio should be 1."""
+
+CONTROL_ALLOWED = 0.05
+"""How far from 1 the ratio of a call to itself may be."""
+
+_CASES_ALLOWED = 0.1
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as another a call is, and where that lies with a confidence of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return digits(self.value)
+
+    @property
+    def interval(self) -> str:
+        """In words."""
+        return f"{digits(self.low)} to {digits(self.high)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run can be judged.
+
+    Attributes:
+        quiet: whether at most a tenth of the controls were off by more than CONTROL_ALLOWED.
+        cases: number of cases with a control.
+        disagreeing: how many of these were off.
+        typical: median of |ratio of a call to itself - 1|.
+    """
+
+    quiet: bool
+    cases: int
+    disagreeing: int
+    typical: float
+
+    def __str__(self) -> str:
+        if self.cases == 0:
+            return "nothing was timed: there is nothing to judge"
+        counted = (
+            f"in {self.disagreeing} of {self.cases} cases the same call, timed twice, differed from itself by more "
+            f"than {CONTROL_ALLOWED:.0%} (median {self.typical:.1%})"
+        )
+        return f"quiet enough: {counted}" if self.quiet else f"TOO NOISY TO JUDGE: {counted}"
+
+
+def digits(value: float) -> str:
+    """A ratio with three digits that mean something, or two decimals."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.2g}" if value < 0.1 else f"{value:.3g}"
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
+    """The median over the rounds of ``slower / faster``.
+
+    What else the machine did in a round slowed both. The interval lies between two of the sorted ratios and assumes no
+    distribution: a median is between them unless a fair coin falls almost always on one side. With fewer than six
+    rounds it is all of them.
+
+    Raises:
+        ValueError: if there are no samples, or not as many of the one as of the other.
+    """
+    if not slower or len(slower) != len(faster):
+        raise ValueError(f"samples: expected as many of both, at least one. Got {len(slower)} and {len(faster)}.")
+    found = sorted(a / b for a, b in zip(slower, faster, strict=True))
+    outside = _outside(len(found))
+    return Ratio(statistics.median(found), found[outside], found[-1 - outside])
+
+
+def control_error(seconds: Mapping[str, Sequence[float]], baseline: str) -> float:
+    """How far from 1 the ratio of the baseline to itself is; 0 if there was no control."""
+    again = seconds.get(baseline + CONTROL)
+    return abs(ratio(seconds[baseline], again).value - 1) if again else 0.0
+
+
+def verdict(errors: Sequence[float]) -> Verdict:
+    """Judge a run by the errors of its controls."""
+    if not errors:
+        return Verdict(False, 0, 0, 0.0)
+    off = sum(error > CONTROL_ALLOWED for error in errors)
+    return Verdict(off <= _CASES_ALLOWED * len(errors), len(errors), off, statistics.median(errors))
+
+
+def _outside(count: int) -> int:
+    """How many sorted samples lie outside the interval on each side: P(Binomial(count, 1/2) <= them) is allowed."""
+    below, outside = 0.0, 0
+    for number in range(count // 2):
+        below += math.comb(count, number) / 2**count
+        if below > (1 - _CONFIDENCE) / 2:
+            break
+        outside = number
+    return outside

@@ -1,0 +1,91 @@
+"""The calls of an operator's case: this package with each of its backends, and all baselines, each checked first."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import rsn2_kernels as rk
+from rsn2.bench.baselines import BASELINES, DENSE, OURS, SEPARATE, first_line, ours
+from rsn2.bench.cases import Case
+from rsn2.bench.products import Candidate, Problem
+from rsn2.bench.work import UnavailableError, Work, WrongResultError
+
+# Of the largest value of the reference. Sums of some thousand products, rounded to the type at the end.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+
+# Rows of x whose result is compared before anything is timed.
+_CHECKED_ROWS = 16
+# The definition that the others are tested against, which `backend=None` never chooses.
+_NOT_TIMED = ("reference",)
+
+
+def work(case: Case, device: torch.device | str) -> Work:
+    """Dense or separate, `rsn2` as it chooses, `rsn2 <backend>` for each backend, and the other baselines.
+
+    Raises:
+        UnavailableError: if the case has no such mask, or the baseline itself cannot run.
+    """
+    problem = Problem(case, device)
+    baseline = SEPARATE if case.op == "grouped_linear" else DENSE
+    found = Work(baseline)
+    backends = [name for name in rk.available_backends() if name not in _NOT_TIMED]
+    makers: dict[str, Callable[[Problem], Candidate]] = {
+        baseline: BASELINES[baseline],
+        OURS: ours,
+        **{f"{OURS} {backend}": partial(ours, backend=backend) for backend in backends},
+        **BASELINES,
+    }
+    rows = min(_CHECKED_ROWS, case.batch)
+    expected = problem.reference(rows)
+    errors: dict[str, float] = {}
+    wrong: list[str] = []
+    for name, make in makers.items():
+        try:
+            candidate = make(problem)
+            errors[name] = checked(candidate, expected, case.dtype)
+            call = candidate.call(case.training)
+            call()
+        except torch.OutOfMemoryError:
+            raise
+        except (UnavailableError, RuntimeError, TypeError, ValueError) as error:
+            # Of this package and of the baseline, only what is known to be impossible may be missing.
+            if name == baseline or (name.startswith(OURS) and not isinstance(error, UnavailableError)):
+                raise
+            found.unavailable[name] = first_line(error)
+            errors.pop(name, None)
+            if name.startswith(OURS) and isinstance(error, WrongResultError):
+                wrong.append(name)
+            continue
+        found.add(name, call, problem.amount(candidate.kind))
+    chosen = rk.explain(
+        case.op,
+        problem.patterns[0],
+        case.positions,
+        problem.dtype,
+        device,
+        kernel_size=3 if problem.is_conv else 1,
+        training=case.training,
+    )
+    found.facts = {
+        "nnz": sum(pattern.nnz for pattern in problem.patterns),
+        "chosen": chosen.backend,
+        "wrong": wrong,
+        "error": {name: float(f"{error:.2g}") for name, error in errors.items()},
+    }
+    return found
+
+
+def checked(candidate: Candidate, expected: Tensor, dtype: str) -> float:
+    """The largest error of the first rows, as a share of the largest value.
+
+    Raises:
+        WrongResultError: if it is more than the type explains: then it is another product.
+    """
+    with torch.no_grad():
+        result = candidate.forward()[: len(expected)].double()
+    error = float((result - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not error <= TOLERANCE[dtype]:
+        raise WrongResultError(f"its result is off by {error:.2g} of the largest value: not timed")
+    return error

@@ -1,0 +1,178 @@
+"""A run: its records, kept as they come in a file of JSON lines, and in the end one JSON file."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from rsn2.bench import machine
+from rsn2.bench.baselines import DENSE, SEPARATE
+from rsn2.bench.cases import Case
+from rsn2.bench.measure import Record, Settings, record
+from rsn2.bench.noise import Verdict, control_error, verdict
+
+FORMAT = 1
+DENSE_CALLS = (DENSE, SEPARATE)
+# Cases between two measurements of what the machine reaches.
+_BETWEEN_PEAKS = 25
+FILE = "bench.json"
+UNFINISHED = "unfinished.jsonl"
+
+Tell = Callable[[str, int, int], None]
+
+
+class BenchError(Exception):
+    """A results file or a folder that cannot be used; names it."""
+
+
+@dataclass
+class Results:
+    """What one run found.
+
+    Attributes:
+        about: "machine", "commit" and "settings".
+        peaks: what the machine reached, measured at the beginning, after every interruption, now and then, and at the
+            end.
+        records: a record per case (:func:`rsn2.bench.measure.record`).
+        loads: processes that wanted to run, on average over the minute before the run began or went on.
+    """
+
+    about: dict[str, Any]
+    peaks: list[machine.Peaks] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    loads: list[float | None] = field(default_factory=list)
+
+    @property
+    def peak(self) -> machine.Peaks:
+        """The best that the machine reached: when it was measured, and in any dense call. Less is contention."""
+        dense = [
+            {found["dtype"][name]: found["macs"][name] / median(found["seconds"][name])}
+            for found in self.records
+            if (name := found.get("baseline")) in DENSE_CALLS
+        ]
+        return machine.best([*self.peaks, *dense])
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the machine was quiet enough."""
+        timed = [found for found in self.records if "seconds" in found]
+        return verdict([control_error(found["seconds"], found["baseline"]) for found in timed])
+
+    @property
+    def wrong(self) -> list[str]:
+        """Calls of this package whose result was not that of the reference, with their cases."""
+        return [f"{name} in {found['key']}" for found in self.records for name in found.get("wrong", ())]
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        content = {"format": FORMAT, **self.about, "verdict": asdict(self.verdict)}
+        content |= {"peaks": self.peaks, "loads": self.loads, "records": self.records}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".new")
+        # A record per line: every sample is in it, and a file of a line per number is read by nobody.
+        records = ",\n".join(json.dumps(found) for found in content.pop("records"))
+        head = json.dumps(content, indent=1).removesuffix("\n}")
+        beside.write_text(f'{head},\n "records": [\n{records}\n]}}\n', encoding="utf-8")
+        os.replace(beside, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """From JSON.
+
+        Raises:
+            BenchError: if it is no results file of `rsn2 bench`.
+            OSError: if it cannot be read.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise BenchError(f"{path}: expected format {FORMAT}. Got {content['format']}.")
+            about = {key: content[key] for key in ("machine", "commit", "settings", "finished") if key in content}
+            return cls(about, content["peaks"], content["records"], content["loads"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BenchError(f"{path}: no results file of `rsn2 bench` ({error!r}).") from error
+
+
+def run(
+    cases: Iterable[Case], settings: Settings, folder: Path, *, fresh: bool = False, tell: Tell | None = None
+) -> Results:
+    """Measure all cases that the folder does not hold yet, and write ``bench.json`` there.
+
+    Args:
+        cases: what to measure.
+        settings: how; torch has that number of threads from here on.
+        folder: made if missing. What an interrupted run left there is kept and not measured again.
+        fresh: measure it again all the same.
+        tell: hears, before each case, its key, its number from 0 on, and how many there are.
+
+    Raises:
+        BenchError: if the folder holds an unfinished run with other settings, of another commit or machine.
+    """
+    torch.set_num_threads(settings.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / UNFINISHED
+    if fresh:
+        path.unlink(missing_ok=True)
+    about = {"machine": machine.facts(settings.device), "commit": machine.commit(), "settings": asdict(settings)}
+    results = _resumed(path, about) if path.exists() else Results(about)
+    known = {found["key"] for found in results.records}
+    todo = list(cases)
+    dtypes = sorted({"float32", *(case.dtype for case in todo)})
+    with path.open("a", encoding="utf-8") as file:
+
+        def keep(kind: str, what: Any) -> None:
+            file.write(json.dumps({kind: what}) + "\n")
+            file.flush()
+
+        def measure_peaks() -> None:
+            results.peaks.append(machine.peaks(dtypes, settings.device, settings.seconds))
+            keep("peaks", results.peaks[-1])
+
+        if not results.loads:
+            keep("about", about)
+        results.loads.append(machine.load())
+        keep("load", results.loads[-1])
+        measure_peaks()
+        for number, case in enumerate(todo):
+            if tell is not None:
+                tell(case.key, number, len(todo))
+            if number % _BETWEEN_PEAKS == _BETWEEN_PEAKS - 1:
+                measure_peaks()
+            if case.key not in known:
+                found = record(case, settings, results.peak)
+                results.records.append(found)
+                keep("record", found)
+        measure_peaks()
+    results.about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    results.write(folder / FILE)
+    path.unlink()
+    return results
+
+
+def _resumed(path: Path, about: dict[str, Any]) -> Results:
+    """What an interrupted run left; a last line that was cut off does not count, and is taken away."""
+    results, whole = Results(about), []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        ((kind, what),) = json.loads(line).items()
+        if kind == "about" and (other := [key for key in about if json.loads(json.dumps(about[key])) != what[key]]):
+            raise BenchError(
+                f"{path}: an unfinished run with another {', '.join(other)}. Go on with it there, give another folder, "
+                f"or remove it with --fresh."
+            )
+        if kind == "load":
+            results.loads.append(what)
+        elif kind == "peaks":
+            results.peaks.append(what)
+        elif kind == "record":
+            results.records.append(what)
+        whole.append(line)
+    path.write_text("".join(whole), encoding="utf-8")
+    return results

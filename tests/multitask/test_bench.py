@@ -1,0 +1,454 @@
+"""The benchmark suite: baselines have the product that they stand for, noise is told, runs go on, changes are found."""
+
+import importlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer import Typer
+from typer.testing import CliRunner
+
+from rsn2.bench import baselines, cases, machine, measure, networks, noise, operators, plots, report
+from rsn2.bench.analysis import choices, fit, growths, rows, winners
+from rsn2.bench.cases import Case
+from rsn2.bench.command import bench
+from rsn2.bench.compare import compare
+from rsn2.bench.measure import Settings, record
+from rsn2.bench.operators import TOLERANCE, checked, work
+from rsn2.bench.products import Candidate, Problem
+from rsn2.bench.results import FILE, UNFINISHED, BenchError, Results, run
+from rsn2.bench.timing import interleaved
+from rsn2.bench.work import UnavailableError
+
+FAST = Settings(seconds=0.0, rounds=3, limit=10.0)
+PEAKS = {"bytes": 1e10, "float32": 1e11, "bfloat16": 1e11}
+TINY = [
+    *(
+        Case("linear", (32, 48), batch, density, training=training)
+        for batch in (1, 8)
+        for density in (0.1, 0.5)
+        for training in (False, True)
+    ),
+    Case("linear", (32, 32), 4, 0.25, mask="blocks"),
+    Case("conv2d", (8, 4, 6), 2, 0.2),
+    Case("grouped_linear", (16, 24), 10, 0.2, tasks=3),
+    Case("layer", (24, 1), 4, 0.2, training=True),
+    *(Case(op, (24, 2), 4, 0.2, tasks=2) for op in ("inference", "epoch", "allocate", "save", "load")),
+    *(Case("memory", (24, 2), 4, 0.2, tasks=tasks) for tasks in (1, 3)),
+    *(Case(op, (24, 1), 4, 0.2, tasks=tasks, axis="tasks") for op in ("inference", "memory") for tasks in (1, 4)),
+]
+
+app = Typer()
+app.command()(bench)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A whole run over the tiny grid."""
+    return run(TINY, FAST, tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks are those of a small copy and a small product."""
+    _shrink(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_machine_of_the_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        _shrink(patch.setattr)
+        yield
+
+
+def _shrink(setattr_: Callable[..., None]) -> None:
+    setattr_(machine, "_COPIED_BYTES", 1 << 20)
+    setattr_(machine, "_SIDE", {"cpu": 64})
+
+
+# Timing and noise
+
+
+def test_all_candidates_run_in_turn_and_none_always_behind_the_same() -> None:
+    heard: list[str] = []
+    calls = {name: (lambda name=name: heard.append(name)) for name in "abcd"}
+    found = interleaved(calls, 0.0, 40, before={name: (lambda: None) for name in calls})  # so a sample is one call
+    assert {len(samples) for samples in found.values()} == {40}
+    timed = heard[12:]
+    assert all(set(timed[start : start + 4]) == set("abcd") for start in range(0, len(timed), 4))
+    neighbours = {before for before, after in pairwise(timed) if after == "b"}
+    assert neighbours >= {"a", "c", "d"}
+
+
+def test_what_makes_ready_is_not_timed() -> None:
+    found = interleaved({"quick": lambda: None}, 0.0, 3, before={"quick": lambda: time.sleep(0.01)})
+    assert max(found["quick"]) < 0.01
+
+
+def test_a_ratio_survives_slow_rounds_and_has_an_interval() -> None:
+    draw = random.Random(0)
+    load = [draw.choice((1.0, 1.0, 5.0)) for _ in range(30)]
+    slow = [2.0 * each * draw.uniform(0.98, 1.02) for each in load]
+    fast = [each * draw.uniform(0.98, 1.02) for each in load]
+    found = noise.ratio(slow, fast)
+    assert found.low <= found.value <= found.high
+    assert abs(found.value - 2) < 0.05 and found.high - found.low < 0.1
+
+
+def test_the_interval_is_that_of_a_binomial_distribution() -> None:
+    # Of 11 sorted samples, the second and the last but one: 1 - 2 * P(Binomial(11, 1/2) <= 1) = 0.988.
+    found = noise.ratio([float(number) for number in range(1, 12)], [1.0] * 11)
+    assert (found.low, found.value, found.high) == (2.0, 6.0, 10.0)
+    assert noise.ratio([3.0, 1.0, 2.0], [1.0] * 3) == noise.Ratio(2.0, 1.0, 3.0)
+    with pytest.raises(ValueError, match="as many of both"):
+        noise.ratio([1.0], [])
+
+
+def test_a_machine_on_which_a_call_differs_from_itself_is_too_noisy() -> None:
+    assert noise.verdict([0.01] * 19 + [0.3]).quiet
+    noisy = noise.verdict([0.01] * 15 + [0.3] * 5)
+    assert not noisy.quiet and "TOO NOISY TO JUDGE" in str(noisy) and "in 5 of 20" in str(noisy)
+    assert not noise.verdict([]).quiet
+    assert noise.control_error({"a": [1.0, 1.0], "a again": [2.0, 2.0]}, "a") == 0.5
+
+
+# Baselines
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("linear", (48, 32), 5, 0.3),
+        Case("linear", (48, 32), 5, 0.3, "float64"),
+        Case("linear", (48, 32), 5, 0.5, "bfloat16", mask="2:4"),
+        Case("linear", (48, 32), 5, 0.3, mask="blocks"),
+        Case("linear", (48, 32), 5, 0.3, mask="rsn2"),
+        Case("conv2d", (6, 4, 5), 3, 0.3),
+        Case("conv2d", (6, 4, 5), 3, 0.3, mask="rsn2"),
+        Case("grouped_linear", (12, 20), 7, 0.3, tasks=3),
+    ],
+    ids=lambda case: case.key,
+)
+def test_no_baseline_measures_another_product(case: Case, training: bool) -> None:
+    case = replace(case, training=training)
+    found = work(case, "cpu")
+    assert {"rsn2", "rsn2 dense", "masked", found.baseline} <= {*found.calls}
+    assert {*found.calls} == {*found.facts["error"]} == {*found.amounts}
+    assert all(error <= TOLERANCE[case.dtype] for error in found.facts["error"].values())
+    assert all(found.unavailable.values()) and {*found.calls, *found.unavailable} >= {*baselines.BASELINES}
+    for call in found.calls.values():
+        call()
+
+
+@pytest.mark.parametrize("op, shape", [("linear", (24, 16)), ("conv2d", (6, 4, 5))])
+def test_gradients_of_baselines_are_those_of_the_dense_product(op: str, shape: tuple[int, ...]) -> None:
+    problem = Problem(Case(op, shape, 4, 0.4, "float64", training=True))
+    dy = torch.randn_like(problem.reference(4))
+    reference = torch.autograd.grad(problem.dense(problem.x, problem.weights[0]), [problem.x, problem.weights[0]], dy)
+    owned = problem.masks[0]
+    for make in (baselines.ours, baselines.dense, baselines.masked):
+        candidate = make(problem)
+        dx, dw = torch.autograd.grad(candidate.forward(), candidate.inputs, dy)
+        torch.testing.assert_close(dx, reference[0])
+        torch.testing.assert_close(dw if dw.dim() == 1 else dw[owned], reference[1][owned])
+
+
+def test_another_product_is_not_timed() -> None:
+    problem = Problem(Case("linear", (8, 8), 4, 0.5))
+    wrong = Candidate(lambda: 1.1 * problem.dense(problem.x, problem.weights[0]), [problem.x])
+    with pytest.raises(UnavailableError, match="off by"):
+        checked(wrong, problem.reference(4), "float32")
+
+
+def test_a_wrong_result_of_this_package_is_no_missing_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = baselines.ours
+
+    def wrong(problem: Problem, backend: str | None = None) -> Candidate:
+        candidate = right(problem, backend)
+        return replace(candidate, forward=lambda: 1.1 * candidate.forward()) if backend == "dense" else candidate
+
+    monkeypatch.setattr(operators, "ours", wrong)
+    monkeypatch.setattr(cases, "quick", lambda: TINY[:1])
+    done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--seconds", "0"])
+    assert done.exit_code == 1 and f"rsn2 dense in {TINY[0].key}" in done.output
+    assert "WRONG RESULT" in (tmp_path / "tables.md").read_text()
+
+
+def test_real_masks_are_exact_and_unlike_random_ones() -> None:
+    (real,) = Problem(Case("linear", (64, 64), 1, 0.1, mask="rsn2")).masks
+    (drawn,) = Problem(Case("linear", (64, 64), 1, 0.1)).masks
+    assert int(real.sum()) == round(0.1 * 64 * 64)
+    assert (real.sum(0) == 0).sum() > (drawn.sum(0) == 0).sum()
+
+
+def test_cases_have_their_own_names_and_come_back_from_json() -> None:
+    for grid in (cases.quick(), cases.full()):
+        assert len({case.key for case in grid}) == len(grid)
+        assert [Case.from_dict(json.loads(json.dumps(case.as_dict()))) for case in grid] == grid
+    kinds = {case.op for case in cases.quick()}
+    assert kinds == {*cases.PRODUCTS, *cases.NETWORKS, "memory"} == {case.op for case in cases.full()}
+
+
+# A run
+
+
+def test_every_sample_and_bound_is_in_the_file(tiny: Results, tmp_path: Path) -> None:
+    tiny.write(tmp_path / FILE)
+    again = Results.read(tmp_path / FILE)
+    assert again.records == tiny.records and again.verdict == tiny.verdict and again.peak == tiny.peak
+    content = json.loads((tmp_path / FILE).read_text())
+    assert {"machine", "commit", "settings", "peaks", "verdict", "records"} <= {*content}
+    for found in content["records"]:
+        if "seconds" in found:
+            assert {len(samples) for samples in found["seconds"].values()} == {len(found["seconds"]["rsn2"])}
+            assert len(found["seconds"]["rsn2"]) >= FAST.rounds
+            assert found["baseline"] + noise.CONTROL in found["seconds"]
+    assert {case.key for case in TINY} == {found["key"] for found in content["records"]}
+    for row in rows(tiny.records, tiny.peak):
+        assert row.seconds > 0 and row.bound_seconds > 0 and math.isfinite(row.fraction)
+        assert row.name != "dense" or row.speed == noise.Ratio(1, 1, 1)
+
+
+def test_tables_and_plots_are_written(tiny: Results, tmp_path: Path) -> None:
+    report.write(tiny, tmp_path / "tables.md")
+    text = (tmp_path / "tables.md").read_text()
+    assert all(case.key in text for case in TINY if case.op != "memory" or not case.axis)
+    assert "Dispatch" in text and "How costs grow" in text and "Noise:" in text
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    report.show(tiny, console)
+    assert "rsn2 beside its baseline" in console.export_text()
+    written = plots.write(tiny, tmp_path)
+    names = ["speed", "speed-types-and-masks", "roofline", "winners", "winners-types-and-masks", "memory", "growth"]
+    assert [path.stem for path in written] == names
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in written)
+
+
+def test_the_docs_are_written_from_committed_files(
+    tiny: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    made = importlib.import_module("tables")
+    monkeypatch.setattr(made, "ROOT", tmp_path)
+    assert made.benchmarks() == "There is no such file yet."
+    tiny.write(tmp_path / "results/bench-here.json")
+    text = made.benchmarks()
+    assert text.startswith("### here") and TINY[0].key in text and "#### Dispatch" in text
+    assert text == made.benchmarks()
+
+
+def test_memory_counts_what_is_there(tiny: Results) -> None:
+    found = {record["key"]: record["memory"] for record in tiny.records if "memory" in record}
+    one, three = found[Case("memory", (24, 2), 4, 0.2).key], found[Case("memory", (24, 2), 4, 0.2, tasks=3).key]
+    weights = 2 * (24 * 24 + 24) * 4
+    assert one["separate"]["weights"] == weights and three["separate"]["weights"] == 3 * weights
+    # Two moments of each weight and bias, and a counter per tensor.
+    assert one["separate"]["optimizer"] == 2 * weights + 4 * 4
+    assert one["rsn2"]["optimizer"] == 2 * 4 * 2 * (round(0.2 * 576) + 24) + 4 * 4
+    # All of these are alive at once: a gradient per parameter, and what the forward pass kept.
+    for each in one.values():
+        assert each["step peak"] >= each["activations"] > 0 and each["disk"] > 0
+    assert three["rsn2"]["disk"] < three["masked"]["disk"] < three["separate"]["disk"]
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    grid = TINY[:4]
+
+    def interrupt(key: str, number: int, count: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(grid, FAST, tmp_path, tell=interrupt)
+    kept = tmp_path / UNFINISHED
+    before = [json.loads(line) for line in kept.read_text().splitlines()]
+    kept.write_text(kept.read_text() + '{"record": {"key": "cut o')
+    with pytest.raises(BenchError, match=r"another settings.*--fresh"):
+        run(grid, replace(FAST, rounds=4), tmp_path)
+    results = run(grid, FAST, tmp_path)
+    assert [found["key"] for found in results.records] == [case.key for case in grid]
+    assert results.records[:2] == [line["record"] for line in before if "record" in line]
+    assert len(results.peaks) == 3 and not kept.exists() and (tmp_path / FILE).exists()
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = Case("linear", (4096, 4096), 8192)
+    assert "s, and the limit is 0.5 s" in record(large, replace(FAST, limit=0.5), PEAKS)["skipped"]
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 1 << 20)
+    assert "GB are free" in record(TINY[0].__class__("linear", (4096, 4096)), FAST, PEAKS)["skipped"]
+
+    def no_memory(case: Case, device: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.undo()
+    monkeypatch.setitem(measure._WORK, "linear", no_memory)
+    assert record(TINY[0], FAST, PEAKS)["skipped"] == "CUDA out of memory"
+    assert "does not divide" in record(Case("conv2d", (8, 3, 6), 2, mask="blocks"), FAST, PEAKS)["skipped"]
+
+
+def test_a_baseline_far_behind_is_not_sampled_and_this_package_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = networks.inference(Case("inference", (8, 1), 2), "cpu")
+    for name in ("masked", "rsn2"):
+        slow.calls[name] = lambda: time.sleep(0.002)
+    monkeypatch.setitem(measure._WORK, "inference", lambda case, device: slow)
+    found = record(Case("inference", (8, 1), 2), FAST, PEAKS)
+    assert {*found["seconds"]} == {"dense", "rsn2", "dense again"}
+    assert found["slow"]["masked"] > 0.001 and "not sampled" in found["unavailable"]["masked"]
+
+
+# What is made of it
+
+
+def fake(
+    case: Case, seconds: dict[str, float], rounds: int = 20, jitter: float = 0.01, seed: int = 0
+) -> dict[str, Any]:
+    """A record with these times, each sample off by some jitter."""
+    draw = random.Random(seed)
+    seconds = {**seconds, "dense again": seconds["dense"]}
+    return {
+        "key": case.key,
+        "case": case.as_dict(),
+        "baseline": "dense",
+        "seconds": {
+            name: [each * draw.uniform(1 - jitter, 1 + jitter) for _ in range(rounds)] for name, each in seconds.items()
+        },
+        "bytes": dict.fromkeys(seconds, 1e6),
+        "macs": dict.fromkeys(seconds, 1e6),
+        "dtype": dict.fromkeys(seconds, "float32"),
+        "chosen": "cpu",
+    }
+
+
+def results(*records: dict[str, Any]) -> Results:
+    """A run with these records."""
+    return Results({"machine": {"cpu": "x"}, "commit": "c", "settings": {"device": "cpu"}}, [PEAKS], list(records))
+
+
+def test_a_slower_operator_is_a_regression_and_noise_is_none() -> None:
+    case = TINY[0]
+    old = results(fake(case, {"dense": 4.0, "rsn2": 1.0}))
+    same = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.0}, seed=1)))
+    assert (same.exit_code, same.compared, same.slower, same.faster) == (0, 1, [], [])
+    # Another machine, half as fast in everything.
+    assert compare(old, results(fake(case, {"dense": 8.0, "rsn2": 2.0}, seed=1))).exit_code == 0
+    worse = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.3}, seed=1)))
+    assert worse.exit_code == 1 and worse.slower[0].name == "rsn2" and worse.tables()[0].rows[0][0] == case.key
+    better = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 0.7}, seed=1)))
+    assert better.exit_code == 0 and better.faster[0].name == "rsn2"
+    # Slower by less than two runs of the same code may differ, and by more, but with intervals that meet.
+    assert compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.05}, seed=1))).exit_code == 0
+    spread = results(*(fake(each, {"dense": 4.0, "rsn2": 1.15}, 5, 0.3, seed=1) for each in TINY[:1]))
+    assert not compare(old, spread).slower
+
+
+def test_a_noisy_run_is_not_judged() -> None:
+    old = results(fake(TINY[0], {"dense": 4.0, "rsn2": 1.0}))
+    record_ = fake(TINY[0], {"dense": 4.0, "rsn2": 2.0})
+    record_["seconds"]["dense again"] = [1.5 * each for each in record_["seconds"]["dense again"]]
+    found = compare(old, results(record_))
+    assert found.exit_code == 3 and any("TOO NOISY" in line for line in found.summary())
+    assert compare(old, results(fake(TINY[1], {"dense": 4.0, "rsn2": 1.0}))).exit_code == 3
+
+
+def test_more_memory_is_a_regression_and_lost_cases_are_told() -> None:
+    case = Case("memory", (8, 1))
+    quiet = fake(TINY[0], {"dense": 4.0, "rsn2": 1.0})
+
+    def of(size: int) -> dict[str, Any]:
+        return {"key": case.key, "case": case.as_dict(), "memory": {"rsn2": {"total": size}, "separate": {"total": 9}}}
+
+    assert compare(results(quiet, of(1000)), results(quiet, of(1005))).exit_code == 0
+    found = compare(results(quiet, of(1000)), results(quiet, of(1100)))
+    assert found.exit_code == 1 and found.larger == [(case.key, "rsn2", "total", 1000, 1100)]
+    skipped = {"key": case.key, "case": case.as_dict(), "skipped": "no room"}
+    assert compare(results(quiet, of(1000)), results(quiet, skipped)).lost == [(case.key, "no room")]
+
+
+def test_dispatch_is_judged_over_the_grid_and_what_it_misses_is_listed() -> None:
+    good = fake(TINY[0], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 5.0})
+    bad = fake(TINY[1], {"dense": 4.0, "rsn2": 2.0, "rsn2 cpu": 2.0, "rsn2 dense": 1.0})
+    alone = fake(TINY[2], {"dense": 4.0, "rsn2": 2.0, "rsn2 dense": 1.0})
+    against_slow = fake(TINY[3], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0}) | {"slow": {"rsn2 dense": 50.0}}
+    found = choices([good, bad, alone, against_slow])
+    assert [(choice.case, choice.best, choice.good) for choice in found] == [
+        (TINY[0], "cpu", True),
+        (TINY[1], "dense", False),
+        (TINY[3], "cpu", True),
+    ]
+    assert found[1].reached.value == pytest.approx(0.5, rel=0.05) and found[1].sure
+    (table,) = (each for each in report.tables(results(good, bad)) if each.title == "Dispatch")
+    assert [line[0] for line in table.rows] == [TINY[1].key] and "1 of 2 cases (50%, wanted 95%)" in table.note
+
+
+def test_losing_cases_are_shown() -> None:
+    lost = fake(TINY[0], {"dense": 1.0, "rsn2": 2.0, "rsn2 cpu": 2.0, "rsn2 dense": 9.0})
+    won = fake(TINY[1], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 9.0})
+    (table,) = (each for each in report.tables(results(lost, won)) if each.title == "Where it loses")
+    assert [line[:2] for line in table.rows] == [[TINY[0].key, "dense"]]
+    best = winners(row for row in rows([lost, won], PEAKS) if not row.ours)
+    assert [row.name for row in best.values()] == ["dense", "rsn2 cpu"]
+
+
+def test_exponents_are_those_of_the_power_law() -> None:
+    xs = [1.0, 10.0, 100.0, 1000.0]
+    exponent, factor, error = fit(xs, [3 * x**0.7 for x in xs])
+    assert (exponent, factor) == pytest.approx((0.7, 3.0)) and error < 1e-6
+    draw = random.Random(0)
+    exponent, _, error = fit(xs, [x * math.exp(draw.gauss(0, 0.2)) for x in xs])
+    assert error > 0 and abs(exponent - 1) < 4 * error
+    for bad in ([1.0, 1.0], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="two different x"):
+            fit(bad, [1.0, 2.0])
+    curve = [
+        fake(Case("inference", (10, 1), tasks=tasks, axis="tasks"), {"dense": 1.0, "rsn2": float(tasks)}, jitter=0)
+        for tasks in (1, 2, 4)
+    ]
+    found = {each.name: each for each in growths(curve)}
+    assert [found[name].exponent for name in ("dense", "rsn2")] == pytest.approx([0, 1])
+    assert found["rsn2"].last == pytest.approx(1)
+    assert found["rsn2"].xs == (1, 2, 4)
+
+
+def test_a_bound_is_what_must_be_moved_or_multiplied() -> None:
+    found = fake(TINY[0], {"dense": 1.0, "rsn2": 0.5}, jitter=0)
+    found["bytes"] = {"dense": 1e10, "rsn2": 1e9}
+    found["macs"] = {"dense": 5e10, "rsn2": 2e10}
+    dense, ours = rows([found], PEAKS)
+    assert (dense.bound_by, dense.bound_seconds, dense.fraction) == ("memory", 1.0, 1.0)
+    assert (ours.bound_by, ours.bound_seconds, ours.fraction) == ("arithmetic", 0.2, 0.4)
+
+
+# The command
+
+
+def test_the_command_measures_compares_and_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "quick", lambda: TINY[:2])
+    runner = CliRunner()
+    done = runner.invoke(app, ["--quick", "--out", str(tmp_path / "a"), "--seconds", "0"])
+    assert done.exit_code == 0, done.output
+    assert "rsn2 beside its baseline" in done.output and "written to" in done.output
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {FILE, "tables.md", "speed.png", "roofline.png", "winners.png"} <= names
+    old = str(tmp_path / "a" / FILE)
+    done = runner.invoke(app, ["--compare", old, "--with", old])
+    assert done.exit_code in (0, 3) and "6 calls compared: 0 slower, 0 faster" in done.output
+    for arguments, said in (
+        (["--quick", "--only", "nothing"], "no case's name holds 'nothing'"),
+        (["--with", old], "--with: expected --compare"),
+        (["--compare", str(tmp_path / "none.json")], "none.json"),
+        (["--device", "nowhere"], "--device: "),
+    ):
+        done = runner.invoke(app, arguments)
+        assert done.exit_code == 2 and said in done.output, done.output
+    (tmp_path / "bad.json").write_text("{}")
+    done = runner.invoke(app, ["--compare", str(tmp_path / "bad.json")])
+    assert done.exit_code == 2 and "no results file of `rsn2 bench`" in done.output
