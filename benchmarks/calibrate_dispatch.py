@@ -27,7 +27,15 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 LINEAR = ((64, 64), (256, 256), (1000, 1000), (128, 2048), (2048, 512))
 BATCHES = (1, 8, 64, 512)
 # Filters, channels, image side, images; kernels of 3 x 3.
-CONVOLUTIONS = ((16, 8, 28, 4), (32, 32, 14, 8), (64, 64, 28, 4), (128, 64, 7, 16), (64, 64, 28, 64))
+CONVOLUTIONS = (
+    (16, 8, 28, 4),
+    (32, 1, 28, 64),
+    (16, 3, 48, 64),
+    (32, 32, 14, 8),
+    (64, 64, 28, 4),
+    (128, 64, 7, 16),
+    (64, 64, 28, 64),
+)
 
 
 def cases(op: str, dtype: torch.dtype) -> list[tuple[rk.SparsePattern, int, dict[str, object]]]:

@@ -177,6 +177,20 @@ def by_layer(network: str) -> str:
     return markdown(["layer", "density", *tasks], [[*key, *cells] for key, cells in rows.items()])
 
 
+def profile() -> str:
+    """Where the C++ operators spend their time, and what their innermost loops are made of."""
+    found = json.loads((ROOT / "results/profile-cpu.json").read_text())
+    parts = list(next(iter(found["shares"].values()))["forward"])
+    shares = [
+        [f"{problem}, {kind}", *(f"{100 * of[part]:.0f} %" for part in parts)]
+        for problem, kinds in found["shares"].items()
+        for kind, of in kinds.items()
+    ]
+    kinds = list(next(iter(found["loops"].values())))
+    loops = [[loop, *(f"{of[kind]:.1f}" for kind in kinds)] for loop, of in found["loops"].items()]
+    return "\n\n".join([markdown(["problem", *parts], shares), markdown(["innermost loop of", *kinds], loops)])
+
+
 def benchmarks() -> str:
     """What `rsn2 bench` found, per results file."""
     parts = []
@@ -192,6 +206,7 @@ TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/performance.md", "speed", speed),
     ("docs/performance.md", "epoch", epoch),
     ("docs/performance.md", "overhead", overhead),
+    ("docs/performance.md", "profile", profile),
     ("docs/benchmarks.md", "bench", benchmarks),
     ("docs/plan.md", "short", short),
     ("docs/plan.md", "tiles", tiles),

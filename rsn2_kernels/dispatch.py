@@ -222,7 +222,7 @@ def _cheapest(costs: dict[str, float]) -> str:
 
 
 FEATURES = {
-    "dense": ("call", "owned weights", "positions", "positions x batch"),
+    "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
     "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
 }
 """What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
@@ -234,23 +234,23 @@ def features(pattern: CsrIndex, batch: int) -> dict[str, tuple[float, ...]]:
     nnz = pattern.nnz
     tasks = pattern.stacks
     return {
-        "dense": (tasks, nnz, tasks * rows * cols, rows * cols * batch),
+        "dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch),
         "cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks),
     }
 
 
 # Nanoseconds per unit of each feature, one thread, fitted by benchmarks/calibrate_dispatch.py and held by
-# results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 96 to 100 % of the
+# results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 95 to 100 % of the
 # cases of each row. More threads scale both sides.
 _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
-    ("linear", torch.float32): {"dense": (22500, 3.84, 0.204, 0.026), "cpu": (8860, 0.519, 0.149, 0.025)},
-    ("linear", torch.float64): {"dense": (22100, 4.08, 0.485, 0.0514), "cpu": (8740, 0.589, 0.231, 0.0508)},
-    ("linear", torch.bfloat16): {"dense": (30900, 4.41, 0.126, 0.00633), "cpu": (9810, 0.633, 0.278, 0.0244)},
-    ("linear", torch.float16): {"dense": (30400, 3.39, 0.0188, 0.118), "cpu": (10900, 1.44, 1.6, 0.0252)},
-    ("conv2d", torch.float32): {"dense": (58700, 0, 0, 0.0141), "cpu": (0, 0, 0.124, 0.0267)},
-    ("conv2d", torch.float64): {"dense": (21500, 0, 0, 0.0606), "cpu": (0, 1.67, 0.126, 0.0502)},
-    ("conv2d", torch.bfloat16): {"dense": (101000, 2.06, 0, 0.00523), "cpu": (23400, 6.91, 0.07, 0.0208)},
-    ("conv2d", torch.float16): {"dense": (86000, 4.87, 0, 0.0116), "cpu": (44300, 12.8, 0.296, 0.0184)},
+    ("linear", torch.float32): {"dense": (23600, 3.86, 0.178, 0, 0.0223), "cpu": (7670, 0.408, 0.119, 0.0241)},
+    ("linear", torch.float64): {"dense": (25500, 3.73, 0.564, 0.196, 0.0429), "cpu": (8060, 0.444, 0.237, 0.0502)},
+    ("linear", torch.bfloat16): {"dense": (33900, 3.47, 0.134, 0.0925, 0.00431), "cpu": (8960, 0.418, 0.271, 0.0219)},
+    ("linear", torch.float16): {"dense": (26800, 3.42, 0.0655, 4.23, 0.069), "cpu": (8430, 1.51, 1.32, 0.0245)},
+    ("conv2d", torch.float32): {"dense": (42300, 3.38, 0.707, 0.185, 0.00733), "cpu": (3920, 6.45, 0.0972, 0.0199)},
+    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.432, 0.0569), "cpu": (0, 1.41, 0.191, 0.0523)},
+    ("conv2d", torch.bfloat16): {"dense": (48300, 3.45, 1.77, 0.288, 0.000344), "cpu": (13300, 7.69, 0.127, 0.0177)},
+    ("conv2d", torch.float16): {"dense": (0, 4.83, 2.79, 0.424, 0.00332), "cpu": (0, 11.7, 0.454, 0.0133)},
 }
 
 

@@ -53,9 +53,13 @@ struct Sums {
 };
 
 // Rows are multiplied side by side as far as all of them have weights, so that those beside each other must be alike in
-// their number. As tasks choose weights, neighbouring rows are not, and are put in order first.
-constexpr int64_t kOrdered = 256;
-constexpr int64_t kOrderedWeights = 1 << 16;  // these and as many to come fit the second-level cache
+// their number. As tasks choose weights, neighbouring rows are not, and are put in order first: of the rows of a block,
+// these and as many weights to come in the second-level cache. Rows that are much alike need few to choose from, and
+// fewer are read more nearly in the order of memory.
+struct Block {
+  int64_t rows, weights;
+};
+constexpr Block kUnlike{256, 1 << 16}, kAlike{64, 1 << 14};
 
 // Where the numbers of weights of `count` rows lie.
 struct Weights {
@@ -81,7 +85,7 @@ struct Consecutive {
 __attribute__((noinline)) void order_rows(const int32_t* begin, int64_t first, int64_t count, const Weights& range,
                                           int32_t* order) {
   const int bits = 32 - __builtin_clz((range.most - range.least) | 1), shift = bits > 6 ? bits - 6 : 0;
-  int32_t kind[kOrdered];
+  int32_t kind[kUnlike.rows];
   for (int64_t i = 0; i < count; ++i) kind[i] = (range.most - (begin[first + i + 1] - begin[first + i])) >> shift;
   int32_t place[65] = {};
   for (int64_t i = 0; i < count; ++i) ++place[kind[i] + 1];
@@ -248,18 +252,25 @@ void multiply_single(const Product<T, I>& p, const int32_t* order, int64_t count
   for (; i < count; ++i) finish_single(p, order[i], 0, p.bias ? p.bias[order[i]] : T{0});
 }
 
+// How many rows from `first` on make a block.
+inline int64_t rows_of(const Block& block, const int32_t* begin, int64_t first, int64_t end) {
+  int64_t count = end - first < block.rows ? end - first : block.rows;
+  while (count > 8 && begin[first + count] - begin[first] > block.weights) count = (count + 1) / 2;
+  return count;
+}
+
 template <class T, class I>
 void multiply(const Product<T, I>& p) {
   for (int64_t first = p.row_begin; first < p.row_end;) {
-    int64_t count = p.row_end - first < kOrdered ? p.row_end - first : kOrdered;
-    while (count > 8 && p.begin[first + count] - p.begin[first] > kOrderedWeights) count = (count + 1) / 2;
-    const int64_t weights = p.begin[first + count] - p.begin[first];
+    int64_t count = rows_of(kUnlike, p.begin, first, p.row_end);
     const Weights range(p.begin + first, count);
-    // Wide products wait for nothing where the rows differ by less than their mean: the order would cost more.
-    if (p.width > 1 && (range.most - range.least) * count <= weights) {
+    const bool alike = (range.most - range.least) * count <= p.begin[first + count] - p.begin[first];
+    // Products of many positions have work enough in two rows, and lose more by an order than they wait without.
+    if (p.width > 2 * kLanes<T> || (p.width > 1 && alike)) {
       multiply_from<T, I, kMaxVectors>(p, 0, Consecutive{first}, count);
     } else {
-      int32_t order[kOrdered];
+      if (alike) count = rows_of(kAlike, p.begin, first, p.row_end);
+      int32_t order[kUnlike.rows];
       order_rows(p.begin, first, count, range, order);
       if (p.width == 1) {
         multiply_single(p, order, count, p.begin[first + count]);

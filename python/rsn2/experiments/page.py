@@ -39,7 +39,7 @@ _INTRO = (
     '"changed" counts a task\'s values that were not the same bits at the end as right after its training, the most of '
     'all seeds. "epochs" and "s per epoch", the seconds of one epoch of training, are of RSN2 / of the control; '
     '"ratio" is the first of these seconds over the second. Tasks that were trained at once share their seconds; their '
-    "ratio is over the seconds of their controls together.",
+    "ratio is over the seconds of their controls together. All seconds are wall time on a machine with other work.",
 )
 
 _F1_INTRO = (
