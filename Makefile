@@ -18,19 +18,23 @@ EMULATED := .build/emulated
 
 OUT := results/gpu-check.json
 
-.PHONY: demo test test-native test-on-the-cpu test-interpreted test-emulated lint bench gpu-check clean
+.PHONY: demo test test-kernels test-networks test-on-the-cpu test-interpreted test-emulated lint bench gpu-check clean
 
 demo: $(READY)
 	$(PYTHON) -m rsn2 train examples/demo.toml --out runs/demo
 
 # The Triton kernels are interpreted and the CUDA kernels emulated in processes of their own, beside the other tests.
+# Three at once on two cores: they take different times, and none is left to run alone.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-native test-on-the-cpu
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-on-the-cpu test-kernels test-networks
 
 test-on-the-cpu: test-interpreted test-emulated
 
-test-native: $(READY)
-	$(PYTHON) -m pytest
+test-kernels: $(READY)
+	$(PYTHON) -m pytest tests/kernels
+
+test-networks: $(READY)
+	$(PYTHON) -m pytest --ignore=tests/kernels -p no:cacheprovider
 
 test-interpreted: $(READY)
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/kernels -k triton -p no:cacheprovider
