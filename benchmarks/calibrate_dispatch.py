@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import rsn2_kernels as rk
-from rsn2.bench import machine
+from rsn2 import machine
 from rsn2.bench.timing import medians
 from rsn2_kernels import dispatch
 

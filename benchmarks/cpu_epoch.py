@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rsn2
-from rsn2.bench import machine
+from rsn2 import machine
 
 SIZES = (784, *[1000] * 6, 10)
 DENSITY = 0.1

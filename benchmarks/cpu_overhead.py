@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import rsn2_kernels as rk
-from rsn2.bench import machine
+from rsn2 import machine
 
 SIZE, BATCH, DENSITY = 16, 2, 0.3
 ROUNDS = 301

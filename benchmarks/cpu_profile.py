@@ -21,7 +21,7 @@ import torch
 
 import operators
 import rsn2_kernels as rk
-from rsn2.bench.machine import facts as machine
+from rsn2.machine import facts as machine
 
 LIBRARY = Path(rk.__file__).parent / "lib" / "librsn2_cpu.so"
 DENSITY = 0.1

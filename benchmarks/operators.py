@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 import rsn2_kernels as rk
-from rsn2.bench import machine
+from rsn2 import machine
 from rsn2.bench.timing import medians
 
 COLUMNS = (

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rsn2.bench import machine
+from rsn2 import machine
 from rsn2.selection import largest
 
 SIZES = (10**6, 10**7, 10**8)

@@ -8,29 +8,18 @@ import argparse
 import json
 import statistics
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import occupancy
 import operators
+from rsn2 import markdown
 from rsn2.bench import report
 from rsn2.bench.results import Results
 
 ROOT = Path(__file__).parents[1]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, the first column to the left and the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def wrapped(text: str) -> str:
-    """Lines as long as those of the docs."""
-    return textwrap.fill(text, 138, subsequent_indent="  " if text.startswith("- ") else "", break_on_hyphens=False)
 
 
 def demo() -> str:
@@ -42,7 +31,7 @@ def demo() -> str:
         figures = (task["value"], task["control"], task["value_after_training"])
         sparse, dense, before = (f"{figure:.{decimals}f}" for figure in figures)
         rows.append([task["name"], task["metric"], sparse, dense, before, str(task["values_changed"])])
-    table = markdown(
+    table = markdown.table(
         [
             "task",
             "metric",
@@ -68,7 +57,7 @@ def speed() -> str:
     parts = [f"torch {machine['torch']}, {machine['cpu']}, {machine['cpu_capability']}, {machine['cores']} cores."]
     for threads in sorted({found["threads"] for found in content["results"]}):
         rows = [operators.cells(found) for found in content["results"] if found["threads"] == threads]
-        parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown(operators.COLUMNS, rows)]
+        parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown.table(operators.COLUMNS, rows)]
     return "\n\n".join(parts)
 
 
@@ -77,7 +66,7 @@ def epoch() -> str:
     content = json.loads((ROOT / "results/epoch-cpu.json").read_text())
     seconds = content["seconds"]
     rows = [[name, f"{each:.2f}", f"{each / seconds['packed']:.2f}"] for name, each in seconds.items()]
-    table = markdown(["network", "seconds of one epoch", "times the packed one's"], rows)
+    table = markdown.table(["network", "seconds of one epoch", "times the packed one's"], rows)
     return f"torch {content['machine']['torch']}, {content['machine']['threads']} thread.\n\n{table}"
 
 
@@ -85,7 +74,7 @@ def overhead() -> str:
     """What a call costs beside its kernel, in microseconds."""
     content = json.loads((ROOT / "results/overhead-cpu.json").read_text())
     hot, cold = content["seconds"].values()
-    return markdown(
+    return markdown.table(
         ["", *content["seconds"]], [[name, f"{1e6 * hot[name]:.0f}", f"{1e6 * cold[name]:.0f}"] for name in hot]
     )
 
@@ -97,7 +86,7 @@ def occupancies() -> Any:
 
 def summary(columns: dict[str, str]) -> str:
     """Medians and ranges over layers and tasks."""
-    return markdown(*occupancy.summary(occupancies(), columns))
+    return markdown.table(*occupancy.summary(occupancies(), columns))
 
 
 def short() -> str:
@@ -117,7 +106,7 @@ def short() -> str:
     densities = listed(list(occupancy.DENSITIES))
     ahead, behind = (listed(each["windows_predicted_forward"]) for each in (wide, narrow))
     return "\n".join(
-        wrapped(f"- {line}")
+        markdown.wrapped(f"- {line}")
         for line in (
             f"Windows of 128 rows visit {listed(wide['windows_128'])} of a 4096-wide layer at densities {densities}; "
             f"of a 1000-wide one {listed(narrow['windows_128'])}.",
@@ -142,7 +131,7 @@ def tiles() -> str:
         for each in found
     ]
     ahead = sum(ratio <= 1 for ratio in worst)
-    return wrapped(
+    return markdown.wrapped(
         f"Of {len(found)} masks of linear layers, blocks included, windows visit no more than sorted tiles of their "
         f"height in {fewer}, at 64 and at 128 rows. By predicted forward time they are not behind the better of both "
         f"tile sizes in {ahead}, and at worst {100 * (max(worst) - 1):.1f} % behind."
@@ -151,7 +140,7 @@ def tiles() -> str:
 
 def orders() -> str:
     """Orders of the rows against the order by count."""
-    return markdown(*occupancy.order_summary(occupancies()))
+    return markdown.table(*occupancy.order_summary(occupancies()))
 
 
 def build() -> str:
@@ -174,7 +163,7 @@ def by_layer(network: str) -> str:
             key = (f"{each['layer']}: {each['rows']} x {each['cols']}", str(each["density"]))
             rows.setdefault(key, []).append(f"{each['windows_visited']:.2f} {each['transposed_visited']:.2f}{tied}")
     tasks = [f"task {task}" for task in range(1, occupancy.TASKS + 1)]
-    return markdown(["layer", "density", *tasks], [[*key, *cells] for key, cells in rows.items()])
+    return markdown.table(["layer", "density", *tasks], [[*key, *cells] for key, cells in rows.items()])
 
 
 def profile() -> str:
@@ -188,7 +177,9 @@ def profile() -> str:
     ]
     kinds = list(next(iter(found["loops"].values())))
     loops = [[loop, *(f"{of[kind]:.1f}" for kind in kinds)] for loop, of in found["loops"].items()]
-    return "\n\n".join([markdown(["problem", *parts], shares), markdown(["innermost loop of", *kinds], loops)])
+    return "\n\n".join(
+        [markdown.table(["problem", *parts], shares), markdown.table(["innermost loop of", *kinds], loops)]
+    )
 
 
 def benchmarks() -> str:

@@ -11,10 +11,11 @@ import torch
 import typer
 from rich.console import Console
 
+from rsn2 import extras
 from rsn2.allocate import AllocationError, Criterion, Scope
 from rsn2.bench.command import bench
 from rsn2.checkpoint import describe
-from rsn2.experiments import extras, paper, runner, summary, tabular
+from rsn2.experiments import paper, runner, summary, tabular
 from rsn2.experiments.config import ConfigError, read_config
 from rsn2.experiments.data import DataError, Source
 from rsn2.experiments.folder import RunError
@@ -48,6 +49,21 @@ app = typer.Typer(
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file of `rsn2 train` or rsn2.save.")
 ]
+# What several commands ask for.
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")]
+Device = Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")]
+Epochs = Annotated[int, typer.Option(min=1, help="At most, of each training.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")]
+AcceptUnknown = Annotated[
+    bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
 
 @contextmanager
@@ -98,7 +114,7 @@ def train(
     controls: Annotated[bool, typer.Option(help="Train a dense control of every task too, for comparison.")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove an earlier run from the folder first.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads. One is best for small networks.")] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train several tasks in turn in one network, and prove that none was forgotten.
 
@@ -139,14 +155,11 @@ def train(
 @app.command()
 def experiment(
     number: Annotated[int, typer.Argument(metavar="N", min=1, max=6, help="Which of the paper's experiments.")],
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
-    ] = None,
+    data_dir: DataDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, from --seed on.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the first run.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")] = False,
-    device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
+    quick: Quick = False,
+    device: Device = "cpu",
     density: Annotated[float | None, typer.Option(min=0, max=1, help="Of each task. Default: the paper's.")] = None,
     granularity: Annotated[
         tuple[int, int] | None, typer.Option(metavar="ROWS COLUMNS", help="Claim blocks. Default: single weights.")
@@ -160,23 +173,21 @@ def experiment(
         bool | None, typer.Option("--flip/--no-flip", help="Signs for each task. Default: the experiment's.")
     ] = None,
     optimizer: Annotated[OptimizerName, typer.Option(help="Of all trainings.")] = "adam",
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 1e-3,
-    epochs: Annotated[int, typer.Option(min=1, help="At most, of each training.")] = paper.options.EPOCHS,
-    samples: Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")] = Path("runs"),
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the experiment's.")] = None,
+    epochs: Epochs = paper.options.EPOCHS,
+    samples: Samples = None,
+    out: Runs = Path("runs"),
     results: Annotated[
         Path | None,
         typer.Option(help="Folder of the results files. Default: results; with --quick the folder of the run."),
     ] = None,
-    accept_unknown: Annotated[
-        bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
-    ] = False,
+    accept_unknown: AcceptUnknown = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write losses and scores for TensorBoard to the folders too.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier runs from the folders first.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    threads: Threads = 1,
+    quiet: Quiet = False,
 ) -> None:
     """Run one of the paper's experiments: its network, its tasks and its dense controls, beside its figures.
 
@@ -244,26 +255,21 @@ def experiment(
 @app.command()
 def study(
     question: Annotated[Literal["sparsity", "tasks"], typer.Argument(help="What is studied.")],
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
-    ] = None,
+    data_dir: DataDir = None,
     number: Annotated[int, typer.Option("--experiment", min=1, max=6, help="Whose tasks: of sparsity.")] = 2,
     density: Annotated[list[float] | None, typer.Option(min=0.001, max=1, help="Of each task; repeat it.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each kind.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")] = False,
-    device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
-    epochs: Annotated[int, typer.Option(min=1, help="At most, of each training.")] = paper.options.EPOCHS,
-    samples: Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")] = Path("runs"),
+    quick: Quick = False,
+    device: Device = "cpu",
+    epochs: Epochs = paper.options.EPOCHS,
+    samples: Samples = None,
+    out: Runs = Path("runs"),
     results: Annotated[
         Path | None, typer.Option(help="Folder of the results. Default: results; with --quick runs.")
     ] = None,
-    accept_unknown: Annotated[
-        bool, typer.Option("--accept-unknown", help="Take data files with other checksums than the published ones.")
-    ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    accept_unknown: AcceptUnknown = False,
+    threads: Threads = 1,
+    quiet: Quiet = False,
 ) -> None:
     """Ask what the paper leaves open: how sparse a task may be, and how many tasks one network holds.
 

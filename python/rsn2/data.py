@@ -106,6 +106,11 @@ def first_tensor(value: object) -> Tensor | None:
     return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
+def nbytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors together."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def batches_of(
     data: Data, batch_size: int, shuffle_seed: int | None = None, name: str = "data"
 ) -> Iterator[tuple[Any, Any]]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from rsn2.data import nbytes_of
 from rsn2.nn.layer import MultitaskLayer
 from rsn2.tasks import multitask_layers, per_task_modules, tasks
 
@@ -139,12 +140,12 @@ def _layer_report(name: str, layer: MultitaskLayer) -> LayerReport:
         shape=layer.owners.shape,
         owned={task: counts[slot] for task, slot in layer.slots.items()},
         free=layer.owners.numel - sum(counts.values()),
-        values_bytes=sum(parameter.nbytes for parameter in layer.parameters()),
+        values_bytes=nbytes_of(layer.parameters()),
         planes_bytes=layer.owners.nbytes,
-        pool_bytes=sum(buffer.nbytes for buffer in layer.buffers()),
+        pool_bytes=nbytes_of(layer.buffers()),
         index_bytes=layer.index_nbytes,
     )
 
 
 def _bytes_of(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return nbytes_of([*module.parameters(), *module.buffers()])

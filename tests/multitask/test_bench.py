@@ -17,7 +17,8 @@ from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
-from rsn2.bench import baselines, cases, machine, measure, networks, noise, operators, plots, report
+from rsn2 import machine
+from rsn2.bench import baselines, cases, measure, networks, noise, operators, peaks, plots, report
 from rsn2.bench.analysis import choices, fit, growths, rows, winners
 from rsn2.bench.cases import Case
 from rsn2.bench.command import bench
@@ -71,8 +72,8 @@ def small_machine_of_the_module() -> Iterator[None]:
 
 
 def _shrink(setattr_: Callable[..., None]) -> None:
-    setattr_(machine, "_COPIED_BYTES", 1 << 20)
-    setattr_(machine, "_SIDE", {"cpu": 64})
+    setattr_(peaks, "_COPIED_BYTES", 1 << 20)
+    setattr_(peaks, "_SIDE", {"cpu": 64})
 
 
 # Timing and noise

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import tiny_data
-from rsn2.experiments import data, extras
+from rsn2 import extras
+from rsn2.experiments import data
 from rsn2.experiments.data import cache, duplicates, mosaic, splits, text, utkface
 from rsn2.experiments.data.__main__ import main
 from rsn2.experiments.data.dataset import PARTS, DataError, DataSet, MissingDataError

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import rsn2
 from csv_runs import EXAMPLES, write_data
+from rsn2 import extras
 from rsn2.checkpoint import read_metadata
-from rsn2.experiments import audit, extras, plots, reload, runner, tabular
+from rsn2.experiments import audit, plots, reload, runner, tabular
 from rsn2.experiments.config import read_config
 from rsn2.experiments.experiment import Experiment
 from rsn2.experiments.folder import RunError

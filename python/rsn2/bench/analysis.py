@@ -8,9 +8,9 @@ import numpy as np
 
 from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
-from rsn2.bench.machine import Peaks
 from rsn2.bench.measure import Record
 from rsn2.bench.noise import CONTROL, Ratio, control_error, ratio
+from rsn2.bench.peaks import Peaks
 
 DISPATCH_ALLOWED = 0.95
 """What `backend=None` must reach of the best backend, and in which share of the cases."""

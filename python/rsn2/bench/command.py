@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rsn2 import extras
 from rsn2.bench import cases, plots, report
 from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings
 from rsn2.bench.results import FILE, BenchError, Results, run
-from rsn2.experiments import extras
 
 _QUICK = {"seconds": 0.05, "rounds": 7, "limit": 0.5}
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsn2 import extras
 from rsn2.allocate import allocate
 from rsn2.bench.cases import Case
 from rsn2.bench.work import UnavailableError
 from rsn2.convert import convert
-from rsn2.experiments import extras
 from rsn2.tasks import multitask_layers
 
 BLOCK = 16

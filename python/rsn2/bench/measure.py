@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from rsn2.bench import machine, memory, networks, operators
+from rsn2 import machine
+from rsn2.bench import memory, networks, operators
 from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.noise import CONTROL
+from rsn2.bench.peaks import Peaks
 from rsn2.bench.timing import Call, interleaved, warm
 from rsn2.bench.work import UnavailableError, Work
 
@@ -59,7 +61,7 @@ class Settings:
     only: str = ""
 
 
-def record(case: Case, settings: Settings, peaks: machine.Peaks) -> Record:
+def record(case: Case, settings: Settings, peaks: Peaks) -> Record:
     """Measure a case.
 
     Returns:
@@ -132,7 +134,7 @@ def _both(first: Callable[[], object] | None, then: Callable[[], object]) -> Cal
     return run
 
 
-def _check_fits(case: Case, settings: Settings, peaks: machine.Peaks) -> None:
+def _check_fits(case: Case, settings: Settings, peaks: Peaks) -> None:
     """Raise UnavailableError if a case would not fit in memory or in time, as far as can be said beforehand."""
     free = machine.free_bytes(settings.device)
     needed = _bytes(case)

@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch.autograd.profiler import profile
 from rsn2.bench import networks
 from rsn2.bench.cases import Case
 from rsn2.checkpoint import save
+from rsn2.data import nbytes_of
 from rsn2.report import report
 from rsn2.tasks import finalize, parameters
 
@@ -49,7 +50,7 @@ def measured(case: Case, device: torch.device | str) -> dict[str, Bytes]:
     step, optimizer = _step(lambda: networks.as_task(ours, x), parameters(ours, "task0"), target)
     found["rsn2"] = _of_step(step, optimizer, device)
     held = report(ours)
-    own = _tensor_bytes(ours.parameters()) + sum(layer.planes_bytes for layer in held.layers)
+    own = nbytes_of(ours.parameters()) + sum(layer.planes_bytes for layer in held.layers)
     found["rsn2"] |= {"weights": own, "index": held.index_bytes, "pool": held.pool_bytes}
     finalize(ours)
     found["rsn2"]["disk"] = _size(lambda path: save(ours, path))
@@ -58,7 +59,7 @@ def measured(case: Case, device: torch.device | str) -> dict[str, Bytes]:
         step, optimizer = _step(lambda model=model: model(x), list(model.parameters()), target)  # type: ignore[misc]
         found[name] = _of_step(step, optimizer, device)
         times = case.tasks if name == "separate" else 1
-        found[name]["weights"] = times * _tensor_bytes([*model.parameters(), *model.buffers()])
+        found[name]["weights"] = times * nbytes_of([*model.parameters(), *model.buffers()])
         found[name]["disk"] = times * _size(lambda path, model=model: torch.save(model.state_dict(), path))  # type: ignore[misc]
 
     for each in found.values():
@@ -95,7 +96,7 @@ def _of_step(step: Callable[[], None], optimizer: torch.optim.Optimizer, device:
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         step()
     return {
-        "optimizer": _tensor_bytes(state),
+        "optimizer": nbytes_of(state),
         "activations": sum(kept.values()),
         "step peak": _peak(step, device),
     }
@@ -132,10 +133,6 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _size(write: Callable[[Path], object]) -> int:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsn2.bench import figures
+from rsn2 import extras, figures
 from rsn2.bench.analysis import Growth, Row, growths, rows, winners, without
 from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.results import Results
-from rsn2.experiments import extras
 
 # Of Okabe and Ito, told apart without colour vision too; the same call has the same colour in every picture.
 _COLOURS = {
@@ -32,7 +31,6 @@ _COLOURS = {
 }
 _OTHER = "#000000"
 _WORDS = {"seconds": "time", "total": "bytes while one task trains", "disk": "bytes on disk"}
-_MARKERS = "osD^vP*X"
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -86,7 +84,7 @@ def speed(found: Sequence[Row], doubt: str = "") -> Any:
                     [each.value for each in speeds],
                     yerr=[low, high],
                     color=colours[batch],
-                    marker=_MARKERS[number % len(_MARKERS)],
+                    marker=figures.marker(number),
                     markersize=5,
                     capsize=2,
                     linewidth=1.5,
@@ -182,7 +180,7 @@ def tasks(records: Sequence[dict[str, Any]]) -> Any:
                     numbers,
                     [1e-6 * record["memory"][name][kind] for record in points],
                     color=_COLOURS.get(name, _OTHER),
-                    marker=_MARKERS[number],
+                    marker=figures.marker(number),
                 )
             title = f"{words}\n{family.size}, {family.density:g} per task"
             axes.set(title=title, xlabel="tasks", ylabel="MB", xscale="log", yscale="log")
@@ -203,7 +201,7 @@ def growth(found: Sequence[Growth], doubt: str = "") -> Any:
         for number, each in enumerate(of):
             colour = _COLOURS.get(each.name, _OTHER)
             label = f"{each.name}: {round(each.exponent, 2) + 0.0:.2f}"
-            marker = _MARKERS[number % len(_MARKERS)]
+            marker = figures.marker(number)
             axes.plot(each.xs, [scale * y for y in each.ys], marker, color=colour, markersize=5, label=label)
             axes.plot(each.xs, [scale * each.factor * x**each.exponent for x in each.xs], color=colour, linewidth=1)
         axes.set(xlabel=axis, ylabel=unit, xscale="log", yscale="log")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from rsn2 import markdown
 from rsn2.bench.analysis import DISPATCH_ALLOWED, Row, choices, growths, rows
 from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import Case
@@ -29,9 +30,8 @@ class Table:
 
     def markdown(self, level: int = 2) -> str:
         """As Markdown, under a heading of this level."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{'#' * level} {self.title}\n\n" + (f"{self.note}\n\n" if self.note else "") + table
+        parts = [f"{'#' * level} {self.title}", self.note, markdown.table(self.header, self.rows)]
+        return "\n\n".join(part for part in parts if part)
 
     def rich(self) -> RichTable:
         """For the terminal."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from rsn2.bench import machine
+from rsn2 import machine
 from rsn2.bench.baselines import DENSE, SEPARATE
 from rsn2.bench.cases import Case
 from rsn2.bench.measure import Record, Settings, record
 from rsn2.bench.noise import Verdict, control_error, verdict
+from rsn2.bench.peaks import Peaks, best_of, measure_peaks
 
 FORMAT = 1
 DENSE_CALLS = (DENSE, SEPARATE)
@@ -44,19 +45,19 @@ class Results:
     """
 
     about: dict[str, Any]
-    peaks: list[machine.Peaks] = field(default_factory=list)
+    peaks: list[Peaks] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     loads: list[float | None] = field(default_factory=list)
 
     @property
-    def peak(self) -> machine.Peaks:
+    def peak(self) -> Peaks:
         """The best that the machine reached: when it was measured, and in any dense call. Less is contention."""
         dense = [
             {found["dtype"][name]: found["macs"][name] / median(found["seconds"][name])}
             for found in self.records
             if (name := found.get("baseline")) in DENSE_CALLS
         ]
-        return machine.best([*self.peaks, *dense])
+        return best_of([*self.peaks, *dense])
 
     @property
     def verdict(self) -> Verdict:
@@ -130,25 +131,25 @@ def run(
             file.write(json.dumps({kind: what}) + "\n")
             file.flush()
 
-        def measure_peaks() -> None:
-            results.peaks.append(machine.peaks(dtypes, settings.device, settings.seconds))
+        def add_peaks() -> None:
+            results.peaks.append(measure_peaks(dtypes, settings.device, settings.seconds))
             keep("peaks", results.peaks[-1])
 
         if not results.loads:
             keep("about", about)
         results.loads.append(machine.load())
         keep("load", results.loads[-1])
-        measure_peaks()
+        add_peaks()
         for number, case in enumerate(todo):
             if tell is not None:
                 tell(case.key, number, len(todo))
             if number % _BETWEEN_PEAKS == _BETWEEN_PEAKS - 1:
-                measure_peaks()
+                add_peaks()
             if case.key not in known:
                 found = record(case, settings, results.peak)
                 results.records.append(found)
                 keep("record", found)
-        measure_peaks()
+        add_peaks()
     results.about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     results.write(folder / FILE)
     path.unlink()

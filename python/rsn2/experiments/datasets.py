@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rsn2.experiments import extras
+from rsn2 import extras
 from rsn2.experiments.config import ConfigError, Kind, TaskConfig
 
 Numbers = npt.NDArray[np.float64]

@@ -4,14 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsn2.data import Loss
+from rsn2.experiments.measures import accuracy, mean_squared_error
 from rsn2.experiments.settings import Allocation, Training
 from rsn2.sharing import Share
 
 Part = tuple[Tensor, Tensor]
 """``(x, target)``, the samples along the first dimension."""
+Score = Callable[[Tensor, Tensor], float]
+"""``score(outputs, targets)`` of a whole test set."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Problem:
         train, val, test: the data.
         loss: ``loss(output, target) -> scalar``, the mean over the batch.
         metric: name of the score, such as "accuracy".
-        score: ``score(outputs, targets)`` of a whole test set.
+        score: of the answers to the test set.
         classes: names of the classes; empty for regression.
     """
 
@@ -31,8 +35,17 @@ class Problem:
     test: Part
     loss: Loss
     metric: str
-    score: Callable[[Tensor, Tensor], float]
+    score: Score
     classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, train: Part, val: Part, test: Part, classes: Sequence[str], score: Score = mean_squared_error
+    ) -> "Problem":
+        """Which class it is: by cross entropy and accuracy. Without classes, values: by squared error and `score`."""
+        if classes:
+            return cls(train, val, test, F.cross_entropy, "accuracy", accuracy, tuple(classes))
+        return cls(train, val, test, F.mse_loss, "mse", score)
 
 
 @dataclass(frozen=True)

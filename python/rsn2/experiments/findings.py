@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import rsn2_kernels as rk
-from rsn2.bench.machine import cpu_model
+from rsn2 import extras
 from rsn2.checkpoint import save
-from rsn2.data import device_of
-from rsn2.experiments import extras, measures, plots, reload
+from rsn2.data import device_of, nbytes_of
+from rsn2.experiments import measures, plots, reload
 from rsn2.experiments.audit import bits_of, count_changed
 from rsn2.experiments.experiment import Experiment, Problem, Stage, Task
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.settings import Training
+from rsn2.machine import cpu_model
 from rsn2.report import report
 from rsn2.tasks import finalize, own_tensors, parameters, slots_of
 from rsn2.training import History, predict
@@ -220,7 +221,7 @@ class Findings:
     def _reloads_bitwise(self, experiment: Experiment, checkpoint: Path) -> bool:
         """Whether a new process that loads the checkpoint gives the same bits for all test sets."""
         samples = {task.name: task.problem.test[0] for task in self.tasks}
-        here = {name: predict(self.model, name, x).cpu() for name, x in samples.items()}
+        here = {name: answers.outputs for name, answers in self.after[-1].items()}
         there = reload.predict_elsewhere(checkpoint, experiment.rebuild, samples, device_of(self.model))
         return count_changed(here, there) == 0
 
@@ -231,11 +232,6 @@ def ask(model: nn.Module, task: str, problem: Problem) -> Answers:
     outputs = predict(model, task, x).cpu()
     f1 = measures.f1_per_class(outputs, target) if problem.classes else []
     return Answers(outputs, problem.score(outputs, target), problem.loss(outputs, target).item(), f1)
-
-
-def nbytes_of(tensors: Sequence[Tensor]) -> int:
-    """Bytes of tensors together."""
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:

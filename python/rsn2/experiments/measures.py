@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsn2.experiments import extras
+from rsn2 import extras
 from rsn2.report import report
 
 

@@ -7,11 +7,11 @@ import argparse
 import json
 import re
 import statistics
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsn2 import markdown
 from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, SIZES, F1Row
 
 # One results file: what `rsn2 experiment N --seed S` wrote.
@@ -83,13 +83,13 @@ def render(folder: Path) -> str:
         ValueError: as for :func:`load_results`.
     """
     results = load_results(folder)
-    parts = ["# Experiments", *map(_wrapped, _INTRO)]
+    parts = ["# Experiments", *map(markdown.wrapped, _INTRO)]
     if not results:
         parts.append("There are no results yet.")
     parts += [_section(number, seeds) for number, seeds in results.items()]
     tables = [part for number, seeds in results.items() for part in _f1_tables(number, seeds)]
     if tables:
-        parts += ["## Appendix: F1 per class", _wrapped(_F1_INTRO), *tables]
+        parts += ["## Appendix: F1 per class", markdown.wrapped(_F1_INTRO), *tables]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,8 +138,8 @@ def _section(number: int, results: Sequence[Result]) -> str:
     return "\n\n".join(
         [
             f"## Experiment {number}: {first['title']}",
-            _markdown(header, [_cells(groups, name) for name in groups]),
-            "\n".join(_wrapped(f"- {line}") for line in lines),
+            markdown.table(header, [_cells(groups, name) for name in groups]),
+            "\n".join(markdown.wrapped(f"- {line}") for line in lines),
         ]
     )
 
@@ -281,7 +281,7 @@ def _f1_tables(number: int, results: Sequence[Result]) -> list[str]:
                 rows.append([f"{task}: {'RSN2' if network == 'rsn2' else network}", *_scores(ours, classes)])
             if found := paper.get((number, task)):
                 rows.append([_source(found), *_scores(found.scores, classes)])
-    parts = [_markdown(["F1", *classes], rows) for classes, rows in tables.items() if rows]
+    parts = [markdown.table(["F1", *classes], rows) for classes, rows in tables.items() if rows]
     return [f"### Experiment {number}", *parts] if parts else []
 
 
@@ -373,18 +373,6 @@ def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, the first column to the left and the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _wrapped(text: str) -> str:
-    """Lines as long as those of the docs, of a paragraph or a list item."""
-    indent = "  " if text.startswith("- ") else ""
-    return textwrap.fill(text, 138, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,16 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from rsn2.experiments import extras
+from rsn2 import extras, figures
 from rsn2.tasks import multitask_layers, tasks
 
 _FREE = "#f2f2f2"
 _PANELS_PER_ROW = 3
-_DPI = 120
 # Of Okabe and Ito, told apart without colour vision too.
 _NETWORKS = {"rsn2": "#0072b2", "control": "#d55e00"}
 _PARTS = {"train": "--", "val": "-"}
-_MARKERS = "osD^vP*X"
 
 
 def ownership(model: nn.Module, path: Path) -> None:
@@ -36,16 +34,13 @@ def ownership(model: nn.Module, path: Path) -> None:
     owners = sorted(held, key=lambda holders: [names.index(task) for task in holders])
     palette = maps["tab10"] if len(owners) <= maps["tab10"].N else maps["turbo"].resampled(len(owners))
     colours = [_FREE, *(palette(number) for number in range(len(owners)))]
-    columns = min(_PANELS_PER_ROW, len(layers))
-    rows = -(-len(layers) // columns)
-    figure = _figure(5 * columns, 5.3 * rows + 0.6)
-    for place, (name, layer) in enumerate(layers.items(), start=1):
+    figure, panels = figures.panels(len(layers), 5, 5.3, _PANELS_PER_ROW)
+    for axes, (name, layer) in zip(panels, layers.items(), strict=True):
         number_of = {slot: owners.index(_holders(layer.slots, slot)) + 1 for slot in layer.densities}
         codes = layer.owners.codes().cpu()
         picture = codes.new_zeros(codes.shape)
         for slot, number in number_of.items():
             picture[codes == slot + 1] = number
-        axes = figure.add_subplot(rows, columns, place)
         axes.imshow(
             picture.numpy(),
             cmap=colormaps.ListedColormap(colours),
@@ -80,13 +75,10 @@ def learning_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[floa
     tasks_shown = list(dict.fromkeys(task for network in _NETWORKS for task in curves.get(network, {})))
     if not tasks_shown:
         raise ValueError("curves: expected at least one task. Got none.")
-    rows = -(-len(tasks_shown) // _PANELS_PER_ROW)
-    columns = -(-len(tasks_shown) // rows)
-    figure = _figure(4.2 * columns, 3.2 * rows + 0.6)
+    figure, panels = figures.panels(len(tasks_shown), 4.2, 3.2, _PANELS_PER_ROW)
     tickers: Any = extras.load("matplotlib.ticker")
     lines: dict[str, Any] = {}
-    for place, task in enumerate(tasks_shown, start=1):
-        axes = figure.add_subplot(rows, columns, place)
+    for axes, task in zip(panels, tasks_shown, strict=True):
         for network, colour in _NETWORKS.items():
             for part, style in _PARTS.items():
                 losses = curves.get(network, {}).get(task, {}).get(part, [])
@@ -101,7 +93,7 @@ def learning_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence[floa
         axes.xaxis.set_major_locator(tickers.MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(title=task, xlabel="epoch", ylabel="loss")
         axes.grid(alpha=0.3)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 if columns == 1 else 4)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
     figure.savefig(path)
 
 
@@ -123,23 +115,20 @@ def task_losses(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not losses:
         raise ValueError("stages: expected at least one with a loss. Got none.")
     palette: Any = extras.load("matplotlib").colormaps["tab10"]
-    tickers: Any = extras.load("matplotlib.ticker")
     tasks_shown = list(dict.fromkeys(task for stage in stages for task in stage["losses"]))
-    figure = _figure(max(6.5, 1.9 * len(stages) + 3), max(4.2, 0.45 * len(tasks_shown) + 2.2))
+    figure = figures.figure(max(6.5, 1.9 * len(stages) + 3), max(4.2, 0.45 * len(tasks_shown) + 2.2))
     axes = figure.add_subplot()
     for number, task in enumerate(tasks_shown):
         points = [(place, stage["losses"][task]) for place, stage in enumerate(stages) if task in stage["losses"]]
         places, own = zip(*points, strict=True)
         change = max(abs(loss - own[0]) for loss in own)
         kept = "" if len(own) == 1 else f"\nchange {change:.2g}"
-        style = _MARKERS[number % len(_MARKERS)]
+        style = figures.marker(number)
         axes.plot(places, own, f"{style}-", color=palette(number % palette.N), label=f"{task}{kept}")
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         # Losses of different kinds differ by orders of magnitude.
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(tickers.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(tickers.NullFormatter())
+        figures.ticks_between(axes)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xticks(range(len(stages)), ["\n".join(stage["trained"]) for stage in stages])
@@ -166,22 +155,25 @@ def sparsity(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not points:
         raise ValueError("points: expected at least one. Got none.")
     palette: Any = extras.load("matplotlib").colormaps["tab10"]
-    figure = _figure(10, 4.4)
+    figure, panels = figures.panels(2, 5, 3.6)
     lines: dict[str, Any] = {}
-    panels = (("density", "density", "density of each task"), ("blocks", "blocks", "blocks that are claimed"))
-    for place, (varied, key, label) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, place)
+    labels = {"density": "density of each task", "blocks": "blocks that are claimed"}
+    for axes, (varied, label) in zip(panels, labels.items(), strict=True):
         chosen = [point for point in points if point["varied"] == varied]
-        settings = sorted({_setting(point[key]) for point in chosen}, key=_order)
+        settings = sorted({_setting(point[varied]) for point in chosen}, key=_order)
         for number, task in enumerate(dict.fromkeys(point["task"] for point in chosen)):
             own = [point for point in chosen if point["task"] == task]
-            values = [[point["value"] for point in own if _setting(point[key]) == each] for each in settings]
+            values = [[point["value"] for point in own if _setting(point[varied]) == each] for each in settings]
             means = [sum(each) / len(each) for each in values]
             bars = [
                 [mean - min(each) for mean, each in zip(means, values, strict=True)],
                 [max(each) - mean for mean, each in zip(means, values, strict=True)],
             ]
-            style = {"color": palette(number % palette.N), "capsize": 3, "marker": _MARKERS[number % len(_MARKERS)]}
+            style = {
+                "color": palette(number % palette.N),
+                "capsize": 3,
+                "marker": figures.marker(number),
+            }
             lines[task] = axes.errorbar(range(len(settings)), means, yerr=bars, **style)
             controls = [point["control"] for point in own if point["control"] is not None]
             if controls:
@@ -209,13 +201,15 @@ def tasks_held(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         raise ValueError("runs: expected at least one. Got none.")
     palette: Any = extras.load("matplotlib").colormaps["tab10"]
     densities = list(dict.fromkeys(run["density"] for run in runs))
-    figure = _figure(8, 4.4)
+    figure = figures.figure(8, 4.4)
     axes = figure.add_subplot()
     for run in runs:
         number = densities.index(run["density"])
         label = f"density {run['density']:g}"
         places = range(1, len(run["accuracies"]) + 1)
-        axes.plot(places, run["accuracies"], f"{_MARKERS[number]}-", color=palette(number), label=label, markersize=4)
+        axes.plot(
+            places, run["accuracies"], f"{figures.marker(number)}-", color=palette(number), label=label, markersize=4
+        )
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes.set(xlabel="task, in the order of training", ylabel="test accuracy")
@@ -231,14 +225,6 @@ def _setting(value: Any) -> str:
 
 def _order(setting: str) -> float:
     return float(setting.split(" x ", maxsplit=1)[0])
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure of inches; its own and not pyplot's: no window, no global state."""
-    figures: Any = extras.load("matplotlib.figure")
-    figure = figures.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    return figure
 
 
 def _holders(slots: dict[str, int], slot: int) -> tuple[str, ...]:

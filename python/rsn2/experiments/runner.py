@@ -5,7 +5,7 @@ experiment tells it. All it does is repeatable, so that an interrupted run goes 
 resume files of `rsn2.fit` give back at once what was trained before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from rich.console import Console
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from rsn2 import extras
 from rsn2.allocate import allocate
 from rsn2.convert import convert
-from rsn2.data import batches_of
-from rsn2.experiments import extras
+from rsn2.data import batches_of, nbytes_of
 from rsn2.experiments.audit import bits_of
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage
-from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask, machine, nbytes_of
+from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask, machine
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Training
@@ -81,7 +81,6 @@ def run(
     stages = experiment.stages
     if callable(stages):
         stages = stages({name: each.answers.f1 for name, each in dense.items()})
-    tasks = [task for stage in stages for task in stage.tasks]
     model = convert(experiment.build()).to(device)
     trained: dict[str, Trained] = {}
     after: list[dict[str, Answers]] = []
@@ -89,10 +88,9 @@ def run(
         _allocate_all(model, stage, experiment, folder, console)
         trained |= _train_stage(model, stage, folder, console)
         folder.keep_time()
-        after.append({task.name: ask(model, task.name, task.problem) for task in tasks if task.name in trained})
-        for task in tasks:
-            if task.name in trained:
-                board.add_score(task.name, task.problem.metric, after[-1][task.name].value, number)
+        after.append(_ask_all(model, stages[:number], trained))
+        for task in (task for each in stages[:number] for task in each.tasks):
+            board.add_score(task.name, task.problem.metric, after[-1][task.name].value, number)
         for task in stage.tasks:
             board.add_history(task.name, trained[task.name].history)
     board.close()
@@ -192,6 +190,13 @@ def _train_stage(model: nn.Module, stage: Stage, folder: RunFolder, console: Con
         name: Trained(history[name], ask(model, name, problem), bits_of(model, name))
         for name, problem in problems.items()
     }
+
+
+def _ask_all(model: nn.Module, stages: Sequence[Stage], trained: Mapping[str, Trained]) -> dict[str, Answers]:
+    """What all tasks answer after the last of these stages, whose own tasks have just been asked."""
+    *before, last = stages
+    answers = {task.name: ask(model, task.name, task.problem) for stage in before for task in stage.tasks}
+    return answers | {task.name: trained[task.name].answers for task in last.tasks}
 
 
 def _fit(

@@ -15,7 +15,7 @@ from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
 from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task
-from rsn2.experiments.measures import accuracy, mean_squared_error
+from rsn2.experiments.measures import mean_squared_error
 from rsn2.nn import PerTask
 from rsn2.sealed import CheckpointError
 from rsn2.training import predict
@@ -73,15 +73,8 @@ def experiment(config: Config) -> Experiment:
             files[task.name] = file_sha256(Path(task.data))
         split = load_split(task)
         scalings[task.name] = split.scaling
-        classes = task.kind == "classification"
-        problem = Problem(
-            train=split.train,
-            val=split.val,
-            test=split.test,
-            loss=F.cross_entropy if classes else F.mse_loss,
-            metric="accuracy" if classes else "mse",
-            score=accuracy if classes else partial(_mse, split.scaling),
-            classes=split.scaling.classes or (),
+        problem = Problem.of(
+            split.train, split.val, split.test, split.scaling.classes or (), partial(_mse, split.scaling)
         )
         stages.append(Stage((Task(task.name, problem, task.density, control=task.name),), task.training))
         controls[task.name] = Control(task.name, problem, task.training, build)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rsn2.experiments import extras
+from rsn2 import extras
 from rsn2.training import History
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rsn2.experiments import extras
+from rsn2 import extras
 from rsn2.experiments.data.dataset import DataError
 from rsn2.experiments.data.files import Blob
 from rsn2.experiments.data.recipe import expect

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rsn2.experiments import extras
+from rsn2 import extras
 from rsn2.experiments.data import hub, mosaic
 from rsn2.experiments.data.duplicates import near_copies
 from rsn2.experiments.data.files import Blob, File

@@ -17,9 +17,15 @@ DATA = ("fashion_mnist",)
 DENSITY = 0.2
 TASKS = tuple(f"subnetwork_{number}" for number in range(1, 6))
 PAPER = {**dict.fromkeys(TASKS[:4], (0.90, 0.92)), "subnetwork_5": (0.92, 0.92), "ensemble": (0.92, 0.92)}
+LEARNING_RATE = 2e-3
 # As the paper chooses weights, the fifth subnetwork gets what is left, which carries no signal, and learns nothing.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
+RATE_NOTE = (
+    "The paper gives no learning rate. At 0.001 early stopping ended the control at a validation loss of 0.226, at "
+    "0.002 at 0.211 (seed 0), so it is 0.002 here."
+)
 NOTES = (
+    RATE_NOTE,
     "In the paper's own form (`--scope layer --rescale none --no-flip`) the fifth subnetwork gets the weights that are "
     "left, which carry no signal; the authors' code gave it every weight instead.",
 )
@@ -32,7 +38,7 @@ def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
 
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
     """What is run on `DATA`."""
-    fashion, training = problem(sets["fashion_mnist"], options.samples), options.training()
+    fashion, training = problem(sets["fashion_mnist"], options.samples), options.training(lr=LEARNING_RATE)
     outputs = dict.fromkeys(TASKS, len(fashion.classes))
     alone = partial(build, options.seed, {"fashion_mnist": len(fashion.classes)})
     tasks = [Task(name, fashion, options.share(DENSITY), control="fashion_mnist") for name in TASKS]

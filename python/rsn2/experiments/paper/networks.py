@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         feed_forward: int,
         dropout: float,
         outputs: int,
-        group: int = 32,
+        group: int = 8,
     ):
         super().__init__()
         self.words = PerTask({task: Words(words, length, size)})

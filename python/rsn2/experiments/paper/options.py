@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from torch import nn
 
@@ -36,11 +37,11 @@ class Options:
     density: float | None = None
     criterion: Criterion | None = None
     scope: Scope | None = None
-    rescale: Rescale | str | None = None
+    rescale: Rescale | Literal["none"] | None = None
     flip: bool | None = None
     granularity: Granularity | None = None
     optimizer: OptimizerName = "adam"
-    lr: float = 1e-3
+    lr: float | None = None
     epochs: int = EPOCHS
     samples: int | None = None
     quick: bool = False
@@ -65,11 +66,11 @@ class Options:
             asked["rescale"] = None if self.rescale == "none" else self.rescale
         return replace(default, **asked)
 
-    def training(self, batch_size: int = 512, patience: int = 3) -> Training:
-        """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs."""
+    def training(self, batch_size: int = 512, patience: int = 3, lr: float = 1e-3) -> Training:
+        """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs. It gives no ``lr``."""
         return Training(
             optimizer=self.optimizer,
-            lr=self.lr,
+            lr=lr if self.lr is None else self.lr,
             epochs=self.epochs,
             batch_size=batch_size,
             patience=patience,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rsn2.experiments.data import DataSet
 from rsn2.experiments.experiment import Part, Problem
-from rsn2.experiments.measures import accuracy, mean_squared_error
 
 
 def problem(data: DataSet, samples: int | None = None) -> Problem:
@@ -19,16 +18,7 @@ def problem(data: DataSet, samples: int | None = None) -> Problem:
         data: the set; its parts are in random order, or become so by ``samples``.
         samples: at most as many of the training part, and in proportion of the others; None: all.
     """
-    classes = data.kind == "classification"
-    whole = Problem(
-        train=data.train,
-        val=data.val,
-        test=data.test,
-        loss=F.cross_entropy if classes else F.mse_loss,
-        metric="accuracy" if classes else "mse",
-        score=accuracy if classes else mean_squared_error,
-        classes=data.classes,
-    )
+    whole = Problem.of(data.train, data.val, data.test, data.classes)
     if samples is None or samples >= len(data.train[0]):
         return whole
     share = samples / len(data.train[0])

@@ -3,30 +3,34 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rsn2.experiments import extras
+from rsn2 import extras
 
 PANELS_PER_ROW = 4
-_DPI = 110
+_DPI = 120
+_MARKERS = "osD^vP*X"
 
 
 def panels(count: int, width: float, height: float, per_row: int = PANELS_PER_ROW) -> tuple[Any, list[Any]]:
     """A figure with as many panels of this size in inches."""
-    columns = min(per_row, count)
-    rows = -(-count // columns)
+    rows = -(-count // per_row)
+    columns = -(-count // rows)
     made = figure(width * columns, height * rows + 0.8)
     return made, [made.add_subplot(rows, columns, place) for place in range(1, count + 1)]
 
 
 def figure(width: float, height: float) -> Any:
     """A figure of inches; its own and not pyplot's: no window, no global state."""
-    made: Any = extras.load("matplotlib.figure")
-    return made.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    module: Any = extras.load("matplotlib.figure")
+    made = module.Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    made.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return made
 
 
 def labels_left(panels: Sequence[Any], label: str) -> None:
     """Name the y axis of the first panel of each row."""
-    for axes in panels[::PANELS_PER_ROW]:
-        axes.set_ylabel(label)
+    for axes in panels:
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(label)
 
 
 def plain_ticks(axis: Any, places: Sequence[float]) -> None:
@@ -46,6 +50,11 @@ def ticks_between(axes: Any) -> None:
     axes.yaxis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(tickers.NullFormatter())
     axes.grid(alpha=0.3)
+
+
+def marker(number: int) -> str:
+    """The mark of the line of this number."""
+    return _MARKERS[number % len(_MARKERS)]
 
 
 def shades(batches: Sequence[int]) -> dict[int, Any]:
