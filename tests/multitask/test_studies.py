@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from rsn2.cli import app
-from rsn2.experiments import paper, plots
+from rsn2.experiments import page, paper, plots
 from rsn2.experiments.data import Source
 from rsn2.experiments.paper import Options, studies
 from rsn2.experiments.paper.networks import Permutation
@@ -42,6 +42,11 @@ def test_sparsity_varies_density_and_blocks(source: Source, tmp_path: Path) -> N
     # The controls are trained once for all of them.
     assert len(list((tmp_path / "runs" / "controls").iterdir())) == 2
     assert imread(file.with_suffix(".png")).ndim == 3
+    shown = page.render(file.parent)
+    for point in points:
+        setting = "| 0.3 |" if point["varied"] == "density" else "| 16 x 16 |"
+        (line,) = (line for line in shown.splitlines() if line.startswith(setting))
+        assert f" {100 * point['value']:.1f} % (1) |" in line
 
 
 def test_a_network_is_filled_with_tasks(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +70,7 @@ def test_a_network_is_filled_with_tasks(source: Source, tmp_path: Path, monkeypa
     assert run["values_changed"] == 0
     assert run["held"] == studies.held(run["accuracies"])
     assert imread(tmp_path / "results" / "study-tasks.png").ndim == 3
+    assert f"| 0.3 | 0 | {run['held']} of 3 |" in page.render(tmp_path / "results")
 
 
 def test_held_counts_up_to_the_first_that_falls() -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rsn2 import markdown
+from rsn2.experiments import study_tables
 from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, SIZES, F1Row
+from rsn2.experiments.wording import MSE_DECIMALS, as_in_paper, counted, digits, listed, share_of, spread
 
 # One results file: what `rsn2 experiment N --seed S` wrote.
 Result = dict[str, Any]
@@ -21,7 +23,6 @@ FEW_SEEDS = 3
 # What a mean may be behind the paper's before its row falls short.
 ACCURACY_ALLOWED = 0.01
 MSE_ALLOWED = 1.1
-_MSE_DECIMALS = 3
 # More columns than this are no table that one reads.
 _MOST_CLASSES = 10
 _ROUNDING = 1e-9
@@ -35,7 +36,7 @@ _INTRO = (
     "one file for each seed.",
     f"A row falls short when RSN2's mean is more than {100 * ACCURACY_ALLOWED:g} point of accuracy below the paper's, "
     f"or its error more than {MSE_ALLOWED:g} times the paper's. A control is weak when its mean, rounded as the paper "
-    f"rounds (whole percents, errors to {_MSE_DECIMALS} decimals), is worse than the paper's control.",
+    f"rounds (whole percents, errors to {MSE_DECIMALS} decimals), is worse than the paper's control.",
     '"changed" counts a task\'s values that were not the same bits at the end as right after its training, the most of '
     'all seeds. "epochs" and "s per epoch", the seconds of one epoch of training, are of RSN2 / of the control; '
     '"ratio" is the first of these seconds over the second. Tasks that were trained at once share their seconds; their '
@@ -87,6 +88,7 @@ def render(folder: Path) -> str:
     if not results:
         parts.append("There are no results yet.")
     parts += [_section(number, seeds) for number, seeds in results.items()]
+    parts += study_tables.sections(folder)
     tables = [part for number, seeds in results.items() for part in _f1_tables(number, seeds)]
     if tables:
         parts += ["## Appendix: F1 per class", markdown.wrapped(_F1_INTRO), *tables]
@@ -131,10 +133,10 @@ def _section(number: int, results: Sequence[Result]) -> str:
     groups = {row["name"]: [result["rows"][place] for result in results] for place, row in enumerate(first["rows"])}
     lines = [line for group in groups.values() for line in _shortfalls(group)] or ["No row falls short of the paper."]
     if len(seeds) < FEW_SEEDS:
-        lines.append(f"{_count(len(seeds), 'seed')} only ({', '.join(seeds)}): too few to know the spread.")
+        lines.append(f"{counted(len(seeds), 'seed')} only ({', '.join(seeds)}): too few to know the spread.")
     lines += [_audit(results), *_sizes(number, results), _continual(results)]
     notes = dict.fromkeys(note for result in results for note in result["notes"])
-    lines += [*notes, f"Allocation: {_listed(first['allocation'])}.", *_training_lines(results), _machine(results)]
+    lines += [*notes, f"Allocation: {listed(first['allocation'])}.", *_training_lines(results), _machine(results)]
     return "\n\n".join(
         [
             f"## Experiment {number}: {first['title']}",
@@ -155,13 +157,13 @@ def _cells(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list
     return [
         first["name"],
         "-" if density is None else f"{density:g}",
-        _paper(metric, first["paper_rsn2"]),
-        _spread(metric, _values(rows, "rsn2")),
-        _paper(metric, first["paper_control"]),
-        _spread(metric, _values(rows, "control")),
+        as_in_paper(metric, first["paper_rsn2"]),
+        spread(metric, _values(rows, "rsn2")),
+        as_in_paper(metric, first["paper_control"]),
+        spread(metric, _values(rows, "control")),
         f"{max(changed):.0f}" if changed else "-",
-        f"{_number(_average(_values(rows, 'epochs')))} / {_number(_average(_values(rows, 'control_epochs')))}",
-        f"{_number(ours)} / {_number(control)}",
+        f"{digits(_average(_values(rows, 'epochs')))} / {digits(_average(_values(rows, 'control_epochs')))}",
+        f"{digits(ours)} / {digits(control)}",
         f"{ours / controls:.2f}" if ours is not None and controls else "-",
     ]
 
@@ -179,12 +181,11 @@ def _shortfalls(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             behind = _behind(metric, _mean(ours), paper)
             sentences.append(f"{name} falls short: RSN2 is {behind}; allowed is {allowed}.")
     if control and paper_control is not None:
-        rounded = round(_mean(control), 2 if metric == "accuracy" else _MSE_DECIMALS)
+        rounded = round(_mean(control), 2 if metric == "accuracy" else MSE_DECIMALS)
         if _worse(metric, rounded, paper_control):
             behind = _behind(metric, _mean(control), paper_control)
-            sentences.append(
-                f"{name} has a weak control: it is {behind}, and still worse when rounded ({_paper(metric, rounded)})."
-            )
+            shown = as_in_paper(metric, rounded)
+            sentences.append(f"{name} has a weak control: it is {behind}, and still worse when rounded ({shown}).")
     return sentences
 
 
@@ -194,8 +195,8 @@ def _worse(metric: str, value: float, limit: float) -> bool:
 
 def _behind(metric: str, value: float, paper: float) -> str:
     if metric == "accuracy":
-        return f"{100 * value:.2f} %, {100 * (paper - value):.2f} points below the paper's {_paper(metric, paper)}"
-    return f"{value:.4f}, {100 * (value / paper - 1):.1f} % above the paper's {_paper(metric, paper)}"
+        return f"{100 * value:.2f} %, {100 * (paper - value):.2f} points below the paper's {as_in_paper(metric, paper)}"
+    return f"{value:.4f}, {100 * (value / paper - 1):.1f} % above the paper's {as_in_paper(metric, paper)}"
 
 
 def _audit(results: Sequence[Result]) -> str:
@@ -206,9 +207,9 @@ def _audit(results: Sequence[Result]) -> str:
         ("reload_bitwise_equal", "the saved network answered otherwise in a new process"),
     ):
         if seeds := [str(result["seed"]) for result in results if not result[key]]:
-            broken.append(f"**In {_count(len(seeds), 'run')} (seed {', '.join(seeds)}) {promise}.**")
+            broken.append(f"**In {counted(len(seeds), 'run')} (seed {', '.join(seeds)}) {promise}.**")
     return " ".join(broken) or (
-        f"In {len(results)} of {_count(len(results), 'run')}, every task predicts at the end what it did right after "
+        f"In {len(results)} of {counted(len(results), 'run')}, every task predicts at the end what it did right after "
         "its training, bit for bit, and so does the saved network in a new process."
     )
 
@@ -220,17 +221,17 @@ def _sizes(number: int, results: Sequence[Result]) -> list[str]:
         return _mean([result["bytes"][part][kind] for result in results])
 
     if not mean("controls", "weights"):
-        return [f"Size: {_number(mean('network', 'weights') / 1e6)} MB, without controls to compare it with."]
+        return [f"Size: {digits(mean('network', 'weights') / 1e6)} MB, without controls to compare it with."]
     weights, with_optimizer = (
-        _of(mean("network", kind), mean("controls", kind)) for kind in ("weights", "with_optimizer")
+        share_of(mean("network", kind), mean("controls", kind)) for kind in ("weights", "with_optimizer")
     )
-    layers = _of(mean("multitask_layers", "weights"), mean("multitask_layers", "dense"))
+    layers = share_of(mean("multitask_layers", "weights"), mean("multitask_layers", "dense"))
     lines = [
         f"Size: {weights} of the dense controls together; with optimizer state {with_optimizer}. "
         f"The pruned layers alone: {layers} that they take in the controls."
     ]
     if number in SIZES:
-        lines.append(f"The paper's sizes on disk: {_of(*SIZES[number])}.")
+        lines.append(f"The paper's sizes on disk: {share_of(*SIZES[number])}.")
     if number == 6:
         lines[-1] += " They look like weights alone against weights with Adam's two moments; ours are like with like."
     return lines
@@ -239,11 +240,11 @@ def _sizes(number: int, results: Sequence[Result]) -> list[str]:
 def _continual(results: Sequence[Result]) -> str:
     measures = [result["continual"] for result in results]
     accuracies, transfers = (_values(measures, key) for key in ("average_accuracy", "backward_transfer"))
-    parts = [f"capacity used {_spread('accuracy', _values(measures, 'capacity'))}"]
+    parts = [f"capacity used {spread('accuracy', _values(measures, 'capacity'))}"]
     if transfers:
         parts.insert(0, f"backward transfer {100 * _mean(transfers) + 0.0:.3g} points")
     if accuracies:
-        parts.insert(0, f"average accuracy {_spread('accuracy', accuracies)}")
+        parts.insert(0, f"average accuracy {spread('accuracy', accuracies)}")
     text = ", ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -252,13 +253,13 @@ def _training_lines(results: Sequence[Result]) -> list[str]:
     """Tasks with equal settings in one line."""
     groups: dict[str, list[str]] = {}
     for task, settings in _training(results[0]).items():
-        groups.setdefault(_listed(settings), []).append(task)
+        groups.setdefault(listed(settings), []).append(task)
     return [f"Training of {', '.join(tasks)}: {settings}." for settings, tasks in groups.items()]
 
 
 def _machine(results: Sequence[Result]) -> str:
     places = dict.fromkeys(
-        f"{machine['cpu']}, {_count(machine['threads'], 'thread')}, device {machine['device']}"
+        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, device {machine['device']}"
         for machine in (result["machine"] for result in results)
     )
     torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)
@@ -311,7 +312,7 @@ def _source(row: F1Row) -> str:
     return f"paper, table {row.table}: {row.row}"
 
 
-# Figures as text
+# Figures of several seeds
 
 
 def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -331,48 +332,6 @@ def _per_epoch(rows: Sequence[Mapping[str, Any]], prefix: str) -> float | None:
     """Mean seconds of one epoch."""
     seconds, epochs = _values(rows, f"{prefix}seconds"), _values(rows, f"{prefix}epochs")
     return sum(seconds) / sum(epochs) if sum(epochs) else None
-
-
-def _spread(metric: str, values: Sequence[float]) -> str:
-    """Mean, sample standard deviation, and number of seeds."""
-    if not values:
-        return "-"
-    factor, decimals, unit = (100, 1, " %") if metric == "accuracy" else (1, 4, "")
-    deviation = f" ± {factor * statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-    return f"{factor * _mean(values):.{decimals}f}{deviation}{unit} ({len(values)})"
-
-
-def _paper(metric: str, value: float | None) -> str:
-    """A figure as the paper prints it."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.0f} %" if metric == "accuracy" else f"{value:.{_MSE_DECIMALS}f}"
-
-
-def _number(value: float | None) -> str:
-    """Three digits, or all that stand before the point."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _of(part: float, whole: float) -> str:
-    return f"{_number(part / 1e6)} MB, {100 * part / whole:.1f} % of the {_number(whole / 1e6)} MB"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    """Settings as words: ``scope layer, rescale none``."""
-    return ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in settings.items())
-
-
-def _word(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -56,13 +56,14 @@ def sparsity(
         device, console: as for :func:`rsn2.experiments.runner.run`.
 
     Returns:
-        The JSON file: "points" with "density", "blocks", "seed", "task", "value", "control" and "seconds_per_epoch".
+        The JSON file: "points" with "density", "blocks", "seed", "task", "metric", "value",
+        "control" and "seconds_per_epoch".
 
     Raises:
         What :func:`rsn2.experiments.paper.run` raises.
     """
     points: list[dict[str, Any]] = []
-    content: dict[str, Any] = {}
+    contents: list[dict[str, Any]] = []
     variants: list[tuple[str, dict[str, Any]]] = [(f"density-{each:g}", {"density": each}) for each in densities]
     variants += [(f"blocks-{rows}x{columns}", {"granularity": (rows, columns)}) for rows, columns in blocks]
     for seed in options:
@@ -70,7 +71,7 @@ def sparsity(
             folder = out / f"experiment-{number}-{name}-seed-{seed.seed}"
             _tell(console, f"experiment {number}, {name}, seed {seed.seed}")
             asked = replace(seed, **change)
-            content = paper.run(number, asked, source, folder, device=device, console=console)
+            contents.append(paper.run(number, asked, source, folder, device=device, console=console))
             points += [
                 {
                     "density": row["density"],
@@ -78,13 +79,14 @@ def sparsity(
                     "varied": "density" if "density" in change else "blocks",
                     "seed": seed.seed,
                     "task": row["name"],
+                    "metric": row["metric"],
                     "value": row["rsn2"],
                     "control": row["control"],
                     "seconds_per_epoch": row["seconds"] / max(1, row["epochs"]),
                 }
-                for row in content["rows"]
+                for row in contents[-1]["rows"]
             ]
-    kept = {key: content[key] for key in ("experiment", "title", "notes", "allocation", "machine", "versions")}
+    kept = {key: contents[0][key] for key in ("experiment", "title", "notes", "allocation", "machine", "versions")}
     path = results / f"study-sparsity-experiment-{number}.json"
     write_json(path, {"study": "sparsity", **kept, "points": points})
     plots.sparsity(points, path.with_suffix(".png"))
