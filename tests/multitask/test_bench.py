@@ -18,7 +18,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from rsn2 import machine
-from rsn2.bench import baselines, cases, measure, networks, noise, operators, peaks, plots, report
+from rsn2.bench import baselines, cases, measure, networks, noise, operators, peaks, plots, quiet, report
 from rsn2.bench.analysis import choices, fit, growths, rows, winners
 from rsn2.bench.cases import Case
 from rsn2.bench.command import bench
@@ -82,12 +82,46 @@ def _shrink(setattr_: Callable[..., None]) -> None:
 def test_all_candidates_run_in_turn_and_none_always_behind_the_same() -> None:
     heard: list[str] = []
     calls = {name: (lambda name=name: heard.append(name)) for name in "abcd"}
-    found = interleaved(calls, 0.0, 40, before={name: (lambda: None) for name in calls})  # so a sample is one call
+    before = {name: (lambda: None) for name in calls}  # so a sample is one call
+    found = interleaved(calls, 0.0, 40, before=before, primed=False)
     assert {len(samples) for samples in found.values()} == {40}
     timed = heard[12:]
     assert all(set(timed[start : start + 4]) == set("abcd") for start in range(0, len(timed), 4))
     neighbours = {before for before, after in pairwise(timed) if after == "b"}
     assert neighbours >= {"a", "c", "d"}
+
+
+def test_a_call_that_is_not_timed_goes_before_each_sample() -> None:
+    heard: list[str] = []
+    calls = {name: (lambda name=name: heard.append(name)) for name in "abc"}
+    interleaved(calls, 0.0, 5, before={name: (lambda: None) for name in calls})
+    timed = heard[9:]
+    assert len(timed) == 2 * 3 * 5 and timed[0::2] == timed[1::2]
+
+
+def test_rounds_are_taken_again_until_the_core_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([True, False, False, True, True])
+    probe = quiet.Probe()
+    monkeypatch.setattr(probe, "quiet", lambda: next(states))
+    rounds = iter(["spoilt", "good"])
+    found, left = probe.during(lambda: next(rounds), 10.0)
+    assert found == "good" and 0 < left < 10 and probe.loud == 0
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = quiet.Probe()
+    monkeypatch.setattr(probe, "quiet", lambda: False)
+    assert probe.during(lambda: "taken", 0.05) == ("taken", 0.0)
+    assert probe.during(lambda: "taken", 0.0) == ("taken", 0.0)
+    assert probe.loud == 2
+
+
+def test_passes_of_a_case_are_one_record() -> None:
+    first = {"key": "k", "passes": 1, "taken": 1.0, "loud": 1, "seconds": {"a": [1.0], "b": [2.0]}, "unavailable": {}}
+    second = first | {"loud": 0, "seconds": {"a": [3.0]}, "unavailable": {"b": "slow"}, "wrong": ["rsn2"]}
+    found = measure.merged(measure.merged(first, second), first)
+    assert found["seconds"] == {"a": [1.0, 3.0, 1.0]} and found["passes"] == 3 and found["loud"] == 2
+    assert found["unavailable"] == {"b": "slow"} and found["wrong"] == ["rsn2"]
 
 
 def test_what_makes_ready_is_not_timed() -> None:
@@ -119,6 +153,9 @@ def test_a_machine_on_which_a_call_differs_from_itself_is_too_noisy() -> None:
     noisy = noise.verdict([0.01] * 15 + [0.3] * 5)
     assert not noisy.quiet and "TOO NOISY TO JUDGE" in str(noisy) and "in 5 of 20" in str(noisy)
     assert not noise.verdict([]).quiet
+    sure, vague = noise.Ratio(2.0, 1.9, 2.1), noise.Ratio(2.0, 1.9, 2.5)
+    assert noise.verdict([0.01], [sure] * 9 + [vague]).quiet
+    assert not noise.verdict([0.01], [sure] * 8 + [vague] * 2).quiet
     assert noise.control_error({"a": [1.0, 1.0], "a again": [2.0, 2.0]}, "a") == 0.5
 
 
@@ -277,7 +314,15 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         run(grid, replace(FAST, rounds=4), tmp_path)
     results = run(grid, FAST, tmp_path)
     assert [found["key"] for found in results.records] == [case.key for case in grid]
-    assert results.records[:2] == [line["record"] for line in before if "record" in line]
+    assert all(found["passes"] == FAST.passes for found in results.records)
+    replayed = Results({})
+    for line in before:
+        if "record" in line:
+            replayed.add(line["record"])
+    assert len(replayed.records) == len(grid) and replayed.records[0]["passes"] < FAST.passes
+    for old, new in zip(replayed.records, results.records, strict=True):
+        samples = old["seconds"]["rsn2"]
+        assert new["seconds"]["rsn2"][: len(samples)] == samples
     assert len(results.peaks) == 3 and not kept.exists() and (tmp_path / FILE).exists()
 
 

@@ -13,6 +13,7 @@ from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.noise import CONTROL
 from rsn2.bench.peaks import Peaks
+from rsn2.bench.quiet import Probe
 from rsn2.bench.timing import Call, interleaved, warm
 from rsn2.bench.work import UnavailableError, Work
 
@@ -43,10 +44,12 @@ class Settings:
     Attributes:
         device: where.
         threads: of the CPU.
-        seconds: for each candidate of a case, about.
-        rounds: samples of each candidate, at least.
+        seconds: for each candidate of a case, about, all passes together.
+        rounds: samples of each candidate, at least, all passes together.
+        passes: times that a case is measured, others between: a machine may be slow for some seconds.
         limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
         cold: empty the caches before each call.
+        patience: seconds per pass of a case that may go by with waiting for a quiet core and taking rounds again.
         grid: "quick" or "full".
         only: what the names of the cases hold; "" takes all of the grid.
     """
@@ -54,32 +57,39 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     seconds: float = 0.3
-    rounds: int = 11
+    rounds: int = 12
+    passes: int = 3
     limit: float = 2.0
     cold: bool = False
+    patience: float = 2.0
     grid: str = "full"
     only: str = ""
 
 
-def record(case: Case, settings: Settings, peaks: Peaks) -> Record:
-    """Measure a case.
+def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = None) -> Record:
+    """Measure a case, one pass of it.
 
     Returns:
-        "key", "case", "taken" (seconds) and either "skipped" (why), or "memory" (name -> kind -> bytes), or
+        "key", "case", "taken" (seconds), "passes" (1), and either "skipped" (why), or "memory" (name -> kind -> bytes),
+        or
 
         - "baseline": the name of the call that others are compared with
         - "seconds": name -> of every sample; of the baseline a second time under its name + " again"
         - "bytes", "macs", "dtype": name -> the least that the call does
+        - "loud": samples of each that were taken although something else slowed the core
         - "unavailable": name -> why it was not timed
         - "wrong": names of this package's calls whose result was not that of the reference
         - "slow": name -> seconds of one call, of those that were not sampled
         - further facts
     """
     start = time.perf_counter()
-    found: Record = {"key": case.key, "case": case.as_dict()}
+    found: Record = {"key": case.key, "case": case.as_dict(), "passes": 1}
     try:
         _check_fits(case, settings, peaks)
-        found |= {"memory": memory.measured(case, settings.device)} if case.op == "memory" else _timed(case, settings)
+        if case.op == "memory":
+            found["memory"] = memory.measured(case, settings.device)
+        else:
+            found |= _timed(case, settings, probe)
     except (UnavailableError, torch.OutOfMemoryError, MemoryError) as error:
         found["skipped"] = str(error).splitlines()[0]
     except RuntimeError as error:
@@ -90,34 +100,63 @@ def record(case: Case, settings: Settings, peaks: Peaks) -> Record:
     return found | {"taken": round(time.perf_counter() - start, 3)}
 
 
-def _timed(case: Case, settings: Settings) -> Record:
+def merged(first: Record, second: Record) -> Record:
+    """Two passes of a case as one; a call that only one of them sampled is left out."""
+    found = first | {"passes": first["passes"] + second["passes"], "taken": round(first["taken"] + second["taken"], 3)}
+    if "seconds" in first and "seconds" in second:
+        names = [name for name in first["seconds"] if name in second["seconds"]]
+        found["seconds"] = {name: first["seconds"][name] + second["seconds"][name] for name in names}
+        found["unavailable"] = second["unavailable"] | first["unavailable"]
+        found["loud"] = first["loud"] + second["loud"]
+    for kind in ("slow", "error"):
+        if kind in first or kind in second:
+            found[kind] = second.get(kind, {}) | first.get(kind, {})
+    if wrong := [*first.get("wrong", ()), *second.get("wrong", ())]:
+        found["wrong"] = list(dict.fromkeys(wrong))
+    return found
+
+
+def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     torch.manual_seed(0)
+    seconds, rounds = settings.seconds / settings.passes, -(-settings.rounds // settings.passes)
+    loud = probe.loud if probe else 0
     work = _WORK[case.op](case, settings.device)
     once = warm(work.calls, device=settings.device, before=work.before)
-    calls = _without_slow(work, once, settings)
+    calls = _without_slow(work, once, settings.seconds)
     calls[work.baseline + CONTROL], once[work.baseline + CONTROL] = calls[work.baseline], once[work.baseline]
     before = work.before
     if settings.cold:
         large = torch.ones(_EVICTED_BYTES // 4, device=settings.device)
         before = {name: _both(before.get(name), large.sum) for name in calls}
-    seconds = interleaved(calls, settings.seconds, settings.rounds, device=settings.device, before=before, warmed=once)
+    samples = interleaved(
+        calls,
+        seconds,
+        rounds,
+        device=settings.device,
+        before=before,
+        warmed=once,
+        primed=not settings.cold,
+        probe=probe,
+        patience=settings.patience,
+    )
     return {
         "baseline": work.baseline,
-        "seconds": {name: [float(f"{each:.{_DIGITS}g}") for each in samples] for name, samples in seconds.items()},
+        "seconds": {name: [float(f"{each:.{_DIGITS}g}") for each in taken] for name, taken in samples.items()},
         "bytes": {name: amount.bytes for name, amount in work.amounts.items()},
         "macs": {name: amount.macs for name, amount in work.amounts.items()},
         "dtype": {name: amount.dtype for name, amount in work.amounts.items()},
+        "loud": probe.loud - loud if probe else 0,
         "unavailable": work.unavailable,
         **work.facts,
     }
 
 
-def _without_slow(work: Work, once: dict[str, float], settings: Settings) -> dict[str, Call]:
+def _without_slow(work: Work, once: dict[str, float], seconds: float) -> dict[str, Call]:
     """The calls whose time is worth more than a sample; this package as it chooses for itself is always among them."""
     kept = {}
     for name, call in work.calls.items():
         times = once[name] / once[work.baseline]
-        if name not in (work.baseline, OURS) and once[name] > settings.seconds and times > _SLOW:
+        if name not in (work.baseline, OURS) and once[name] > seconds and times > _SLOW:
             work.unavailable[name] = f"more than {_SLOW} times as slow as the baseline: not sampled"
             work.facts.setdefault("slow", {})[name] = once[name]
         else:

@@ -11,6 +11,9 @@ CONTROL = " again"
 CONTROL_ALLOWED = 0.05
 """How far from 1 the ratio of a call to itself may be."""
 
+INTERVAL_ALLOWED = 0.1
+"""How far from its median the interval of a ratio may reach, as a share of the median."""
+
 _CASES_ALLOWED = 0.1
 _CONFIDENCE = 0.95
 
@@ -27,6 +30,11 @@ class Ratio:
         return digits(self.value)
 
     @property
+    def reach(self) -> float:
+        """How far from the median the interval reaches, as a share of it."""
+        return max(self.high - self.value, self.value - self.low) / self.value
+
+    @property
     def interval(self) -> str:
         """In words."""
         return f"{digits(self.low)} to {digits(self.high)}"
@@ -37,23 +45,27 @@ class Verdict:
     """Whether a run can be judged.
 
     Attributes:
-        quiet: whether at most a tenth of the controls were off by more than CONTROL_ALLOWED.
+        quiet: whether at most a tenth of the controls were off by more than CONTROL_ALLOWED, and at most a tenth of the
+            ratios are uncertain.
         cases: number of cases with a control.
         disagreeing: how many of these were off.
         typical: median of |ratio of a call to itself - 1|.
+        uncertain: in how many the interval of this package's ratio reaches further than INTERVAL_ALLOWED.
     """
 
     quiet: bool
     cases: int
     disagreeing: int
     typical: float
+    uncertain: int = 0
 
     def __str__(self) -> str:
         if self.cases == 0:
             return "nothing was timed: there is nothing to judge"
         counted = (
             f"in {self.disagreeing} of {self.cases} cases the same call, timed twice, differed from itself by more "
-            f"than {CONTROL_ALLOWED:.0%} (median {self.typical:.1%})"
+            f"than {CONTROL_ALLOWED:.0%} (median {self.typical:.1%}), and in {self.uncertain} the interval of rsn2's "
+            f"ratio reaches further than {INTERVAL_ALLOWED:.0%}"
         )
         return f"quiet enough: {counted}" if self.quiet else f"TOO NOISY TO JUDGE: {counted}"
 
@@ -86,12 +98,14 @@ def control_error(seconds: Mapping[str, Sequence[float]], baseline: str) -> floa
     return abs(ratio(seconds[baseline], again).value - 1) if again else 0.0
 
 
-def verdict(errors: Sequence[float]) -> Verdict:
-    """Judge a run by the errors of its controls."""
+def verdict(errors: Sequence[float], ratios: Sequence[Ratio] = ()) -> Verdict:
+    """Judge a run by the errors of its controls and by the intervals of what it is about."""
     if not errors:
         return Verdict(False, 0, 0, 0.0)
     off = sum(error > CONTROL_ALLOWED for error in errors)
-    return Verdict(off <= _CASES_ALLOWED * len(errors), len(errors), off, statistics.median(errors))
+    uncertain = sum(each.reach > INTERVAL_ALLOWED for each in ratios)
+    quiet = off <= _CASES_ALLOWED * len(errors) and uncertain <= _CASES_ALLOWED * len(ratios)
+    return Verdict(quiet, len(errors), off, statistics.median(errors), uncertain)
 
 
 def _outside(count: int) -> int:

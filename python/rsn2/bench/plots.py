@@ -235,7 +235,7 @@ def _certain(found: Iterable[Row], best: Sequence[Row]) -> list[Row]:
 
 
 def _doubt(results: Results) -> str:
-    return "" if results.verdict.quiet else "\nTOO NOISY TO JUDGE: the same call, timed twice, differed from itself"
+    return "" if results.verdict.quiet else "\nTOO NOISY TO JUDGE: see tables.md"
 
 
 def _families(found: Iterable[Row]) -> dict[Case, list[Row]]:

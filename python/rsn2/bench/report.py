@@ -53,6 +53,9 @@ def summary(results: Results) -> list[str]:
         f"Measured peaks: a copy moves {1e-9 * peak['bytes']:.4g} GB/s; a large product reaches {rates}.",
         f"Noise: {results.verdict}.",
     ]
+    taken = sum(len(found["seconds"][found["baseline"]]) for found in results.records if "seconds" in found)
+    loud = sum(found.get("loud", 0) for found in results.records)
+    lines.append(f"{loud} of {taken} rounds were taken although something else slowed the core.")
     busy = [load for load in results.loads if load is not None and load > _BUSY]
     if busy:
         lines.append(f"Others were at work: up to {max(busy):.1f} processes wanted to run before the run began.")

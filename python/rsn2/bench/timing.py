@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from rsn2.bench.quiet import Probe
+
 Call = Callable[[], object]
 Clock = Callable[[Call, int], float]
 
-# A sample takes at least this long, so that the clock's own time and resolution do not count.
-_SAMPLE_SECONDS = 1e-4
+# A sample takes at least this long, so that neither the clock nor a single interruption counts for much.
+_SAMPLE_SECONDS = 1e-3
 _MOST_CALLS = 1000
 _MOST_ROUNDS = 200
 
@@ -30,11 +32,15 @@ def interleaved(
     device: torch.device | str = "cpu",
     before: Mapping[str, Call] | None = None,
     warmed: Mapping[str, float] | None = None,
+    primed: bool = True,
+    probe: Probe | None = None,
+    patience: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each candidate, a sample per round.
 
     Each candidate is warmed up, then all of them run in turn in every round, in an order that is drawn anew for each
-    (and is the same in every run), so that nobody always finds the caches as the same neighbour left them.
+    (and is the same in every run). What a call takes depends on what the caches and the allocator were left with, and
+    two candidates may leave them very differently. So a call that is not timed goes before each sample.
 
     Args:
         calls: name -> what to time.
@@ -45,6 +51,9 @@ def interleaved(
             of this candidate is a single call. Others find what the caches kept, and short ones run several times per
             sample.
         warmed: what :func:`warm` said of these calls, if it was asked already.
+        primed: whether a call of the same candidate goes before each sample; not where ``before`` empties the caches.
+        probe: says whether the core is quiet. A round that began or ended when it was not is taken again.
+        patience: seconds that may go by with that, all rounds together; then rounds count as they are.
     """
     measure, before = clock(device), before or {}
     once = warmed or warm(calls, device=device, before=before)
@@ -55,12 +64,25 @@ def interleaved(
     count = max(rounds, min(_MOST_ROUNDS, int(seconds / longest)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     draw, order = random.Random(0), list(calls)
-    for _ in range(count):
+
+    def sample(name: str, number: int) -> float:
+        if name in before:
+            before[name]()
+        return measure(calls[name], number)
+
+    def take_round() -> dict[str, float]:
         draw.shuffle(order)
+        found = {}
         for name in order:
-            if name in before:
-                before[name]()
-            samples[name].append(measure(calls[name], calls_per_sample[name]))
+            if primed:
+                sample(name, 1)
+            found[name] = sample(name, calls_per_sample[name])
+        return found
+
+    for _ in range(count):
+        found, patience = probe.during(take_round, patience) if probe else (take_round(), patience)
+        for name, taken in found.items():
+            samples[name].append(taken)
     return samples
 
 
