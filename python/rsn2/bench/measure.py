@@ -1,5 +1,8 @@
 """One case to one record: every sample, or why it was skipped."""
 
+import ctypes
+import gc
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +121,7 @@ def merged(first: Record, second: Record) -> Record:
 
 def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     torch.manual_seed(0)
+    _forget()
     seconds, rounds = settings.seconds / settings.passes, -(-settings.rounds // settings.passes)
     loud = probe.loud if probe else 0
     work = _WORK[case.op](case, settings.device)
@@ -149,6 +153,13 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
         "unavailable": work.unavailable,
         **work.facts,
     }
+
+
+def _forget() -> None:
+    """Give back what earlier cases left with the allocator: a large result that finds its memory there costs less."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _without_slow(work: Work, once: dict[str, float], seconds: float) -> dict[str, Call]:
