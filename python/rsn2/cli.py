@@ -21,7 +21,7 @@ from rsn2.experiments.data import DataError, Source
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.paper import studies
 from rsn2.experiments.reload import AuditError
-from rsn2.experiments.settings import OptimizerName
+from rsn2.experiments.settings import OptimizerName, Precision
 from rsn2.nn.layer import TaskError
 from rsn2.sealed import CheckpointError
 from rsn2.training import TrainingError
@@ -176,6 +176,7 @@ def experiment(
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the experiment's.")] = None,
     epochs: Epochs = paper.options.EPOCHS,
     samples: Samples = None,
+    precision: Annotated[Precision, typer.Option(help="Of forward passes; parameters are float32.")] = "float32",
     out: Runs = Path("runs"),
     results: Annotated[
         Path | None,
@@ -232,6 +233,7 @@ def experiment(
                 lr=lr,
                 epochs=epochs,
                 samples=samples,
+                precision=precision,
             )
             name = f"experiment-{number}-seed-{each}"
             folder = out / (f"quick-{name}" if quick else name)

@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reload_here(
-    checkpoint: Path, rebuild: str, samples: Mapping[str, Tensor], device: torch.device
+    checkpoint: Path, rebuild: str, samples: Mapping[str, Tensor], device: torch.device, precision: str
 ) -> dict[str, Tensor]:
     """`reload.predict_elsewhere` without the new process, for tests of something else."""
     model = rsn2.load(checkpoint, tabular.rebuild(read_metadata(checkpoint)))

@@ -97,6 +97,18 @@ def test_1_holds_five_subnetworks_and_their_ensemble(results: Mapping[int, dict[
         assert layer.owners.free().sum() <= 5 * layer.owners.shape[1]  # what rounding leaves of each column
 
 
+def test_in_bfloat16_a_run_keeps_its_promises_too(source: Source, tmp_path: Path) -> None:
+    options = replace(ONE_EPOCH, precision="bfloat16")
+    result = paper.run(6, options, source, tmp_path / "run")
+    assert all(row["values_changed"] == 0 for row in result["rows"])
+    assert result["predictions_unchanged"] and result["reload_bitwise_equal"]
+    assert "bfloat16" in result["notes"][-1]
+    # A control in another type is another control.
+    (kept,) = (tmp_path / "controls").iterdir()
+    exact = paper.EXPERIMENTS[6].experiment(load(["reuters"], source), ONE_EPOCH).controls["reuters"].file
+    assert kept.stem != exact
+
+
 def test_3_gives_each_half_of_the_classes_by_the_controls_f1(
     results: Mapping[int, dict[str, Any]], folder: Path
 ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rsn2.data import Loss
 from rsn2.experiments.measures import accuracy, mean_squared_error
-from rsn2.experiments.settings import Allocation, Training
+from rsn2.experiments.settings import Allocation, Precision, Training
 from rsn2.sharing import Share
 
 Part = tuple[Tensor, Tensor]
@@ -115,6 +115,7 @@ class Experiment:
         controls: by name.
         ensembles: name -> tasks of one problem, whose probabilities are averaged.
         metadata: kept in the checkpoint; JSON.
+        precision: what forward passes compute in, of the network and of its controls.
         settings: all that determines the result; JSON. A folder goes on with a run of equal settings only.
     """
 
@@ -125,4 +126,5 @@ class Experiment:
     controls: Mapping[str, Control] = field(default_factory=dict)
     ensembles: Mapping[str, Sequence[str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    precision: Precision = "float32"
     settings: dict[str, Any] = field(default_factory=dict)

@@ -155,7 +155,7 @@ class Findings:
         """The score of the mean of several tasks' probabilities, on the test set of the first."""
         first = next(task for task in self.tasks if task.name == members[0])
         x, target = first.problem.test
-        outputs = predict(self.model, members, x, activation=lambda logits: logits.softmax(-1)).cpu()
+        outputs = predict(self.model, members, x, activation=lambda logits: logits.float().softmax(-1)).cpu()
         control = self._control(first)
         return {
             "name": name,
@@ -222,14 +222,16 @@ class Findings:
         """Whether a new process that loads the checkpoint gives the same bits for all test sets."""
         samples = {task.name: task.problem.test[0] for task in self.tasks}
         here = {name: answers.outputs for name, answers in self.after[-1].items()}
-        there = reload.predict_elsewhere(checkpoint, experiment.rebuild, samples, device_of(self.model))
+        there = reload.predict_elsewhere(
+            checkpoint, experiment.rebuild, samples, device_of(self.model), experiment.precision
+        )
         return count_changed(here, there) == 0
 
 
 def ask(model: nn.Module, task: str, problem: Problem) -> Answers:
     """Let the network answer a problem's test set as ``task``."""
     x, target = problem.test
-    outputs = predict(model, task, x).cpu()
+    outputs = predict(model, task, x).float().cpu()
     f1 = measures.f1_per_class(outputs, target) if problem.classes else []
     return Answers(outputs, problem.score(outputs, target), problem.loss(outputs, target).item(), f1)
 

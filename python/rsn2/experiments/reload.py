@@ -1,7 +1,7 @@
 """Load a checkpoint in a new process and predict there: proof that the file alone is enough.
 
 The new process runs this module, with the checkpoint, the name of the rebuilding function, files for inputs
-and outputs, device and threads as arguments.
+and outputs, device, threads and precision as arguments.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsn2.checkpoint import load, read_metadata
+from rsn2.experiments.settings import Precision, computed_in
 from rsn2.training import predict
 
 
@@ -26,7 +28,11 @@ class AuditError(RuntimeError):
 
 
 def predict_elsewhere(
-    checkpoint: Path, rebuild: str, samples: Mapping[str, Tensor], device: torch.device
+    checkpoint: Path,
+    rebuild: str,
+    samples: Mapping[str, Tensor],
+    device: torch.device,
+    precision: Precision = "float32",
 ) -> dict[str, Tensor]:
     """Outputs for each task's samples, computed by a new process from the checkpoint alone.
 
@@ -35,6 +41,10 @@ def predict_elsewhere(
         rebuild: "module:function"; ``function(metadata)`` makes the plain network.
         samples: task -> inputs.
         device: where the new process computes.
+        precision: of the forward passes.
+
+    Returns:
+        Task -> outputs, float32.
 
     Raises:
         AuditError: if the new process fails; with what it wrote to standard error.
@@ -45,7 +55,7 @@ def predict_elsewhere(
         stored = {task: str(x.data_ptr()) for task, x in samples.items()}
         unique = {stored[task]: x.cpu().contiguous() for task, x in samples.items()}
         save_file(unique, inputs, metadata=stored)
-        arguments = [checkpoint, rebuild, inputs, outputs, device, torch.get_num_threads()]
+        arguments = [checkpoint, rebuild, inputs, outputs, device, torch.get_num_threads(), precision]
         done = subprocess.run(
             [sys.executable, "-m", __name__, *map(str, arguments)],
             # The new process finds the packages where this one did, installed or not.
@@ -59,13 +69,15 @@ def predict_elsewhere(
         return load_file(outputs)
 
 
-def _main(checkpoint: str, rebuild: str, inputs: str, outputs: str, device: str, threads: str) -> None:
+def _main(checkpoint: str, rebuild: str, inputs: str, outputs: str, device: str, threads: str, precision: str) -> None:
     torch.set_num_threads(int(threads))
     module, _, function = rebuild.partition(":")
     plain = getattr(importlib.import_module(module), function)(read_metadata(checkpoint))
     model = load(checkpoint, plain).to(device)
-    with safe_open(inputs, "pt") as file:
-        answers = {task: predict(model, task, file.get_tensor(name)).cpu() for task, name in file.metadata().items()}
+    with safe_open(inputs, "pt") as file, computed_in(cast(Precision, precision), device):
+        answers = {
+            task: predict(model, task, file.get_tensor(name)).float().cpu() for task, name in file.metadata().items()
+        }
     save_file(answers, outputs)
 
 

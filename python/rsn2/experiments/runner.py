@@ -23,7 +23,7 @@ from rsn2.experiments.experiment import Control, Experiment, Problem, Stage
 from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask, machine
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
-from rsn2.experiments.settings import Training
+from rsn2.experiments.settings import Training, computed_in
 from rsn2.experiments.tensorboard import Board
 from rsn2.tasks import multitask_layers, own_tensors, parameters
 from rsn2.training import History, fit_together
@@ -72,6 +72,25 @@ def run(
         _tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
     board = Board(folder.events if tensorboard else None)
+    with computed_in(experiment.precision, device):
+        found = _train_all(experiment, folder, board, controls, control_folder, device, console)
+        result = found.report(experiment, folder) | {"machine": machine(device), "seconds": folder.keep_time()}
+    folder.write_report(result)
+    if failures := _failures(result):
+        raise AuditError(f"{'; '.join(failures)}; see {folder.report}.")
+    return result
+
+
+def _train_all(
+    experiment: Experiment,
+    folder: RunFolder,
+    board: Board,
+    controls: bool,
+    control_folder: Path | None,
+    device: torch.device | str,
+    console: Console | None,
+) -> Findings:
+    """The controls, then the network of all tasks, stage by stage."""
     dense: dict[str, Trained] = {}
     for name, control in experiment.controls.items() if controls else ():
         _tell(console, f"{name}: dense control, {len(control.problem.train[0])} samples")
@@ -94,12 +113,7 @@ def run(
         for task in stage.tasks:
             board.add_history(task.name, trained[task.name].history)
     board.close()
-    found = Findings(model, stages, trained, after, dense)
-    result = found.report(experiment, folder) | {"machine": machine(device), "seconds": folder.keep_time()}
-    folder.write_report(result)
-    if failures := _failures(result):
-        raise AuditError(f"{'; '.join(failures)}; see {folder.report}.")
-    return result
+    return Findings(model, stages, trained, after, dense)
 
 
 def _failures(result: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """How tasks are allocated and trained: settings that every experiment has."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,13 @@ from rsn2.allocate import Criterion, Rescale, Scope
 from rsn2.blocks import Granularity
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
+Precision = Literal["float32", "bfloat16"]
+
+
+def computed_in(precision: Precision, device: torch.device | str) -> AbstractContextManager[None]:
+    """Forward passes inside compute in this type where torch's autocast says they may; parameters stay float32."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True)

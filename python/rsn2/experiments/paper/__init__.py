@@ -87,7 +87,7 @@ def run(
     facts = {name: dict(each.facts) for name, each in sets.items()}
     settings = {"experiment": number, "options": asdict(options), "data": facts}
     report = runner.run(
-        replace(module.experiment(sets, options), settings=settings),
+        replace(module.experiment(sets, options), precision=options.precision, settings=settings),
         folder,
         fresh=fresh,
         device=device,

@@ -11,7 +11,7 @@ from torch import nn
 from rsn2.allocate import Criterion, Rescale, Scope
 from rsn2.blocks import Granularity
 from rsn2.experiments.experiment import Control, Problem
-from rsn2.experiments.settings import Allocation, OptimizerName, Training
+from rsn2.experiments.settings import Allocation, OptimizerName, Precision, Training
 
 EPOCHS = 100
 QUICK_SAMPLES = 5000
@@ -30,6 +30,7 @@ class Options:
         optimizer, lr: of all trainings.
         epochs: at most, of each training.
         samples: at most, of each training part; validation and test parts shrink as it does.
+        precision: of forward passes; "bfloat16" is torch's autocast.
         quick: whether this is a look at whether all works, and no result; see :meth:`as_quick`.
     """
 
@@ -44,6 +45,7 @@ class Options:
     lr: float | None = None
     epochs: int = EPOCHS
     samples: int | None = None
+    precision: Precision = "float32"
     quick: bool = False
 
     def as_quick(self) -> "Options":
@@ -82,7 +84,10 @@ class Options:
         self, network: str, task: str, problem: Problem, training: Training, build: Callable[[], nn.Module]
     ) -> Control:
         """A dense control; experiments that have the same ``network`` and problem train it once."""
-        key = json.dumps([asdict(training), len(problem.train[0]), len(problem.classes)])
+        parts = [asdict(training), len(problem.train[0]), len(problem.classes)]
+        if self.precision != "float32":
+            parts.append(self.precision)
+        key = json.dumps(parts)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         return Control(task, problem, training, build, file=f"{network}-{task}-seed-{self.seed}-{digest}")
 
@@ -93,4 +98,6 @@ class Options:
             found.append(f"At most {self.samples} samples of each training part; the other parts shrink as it does.")
         if self.epochs < EPOCHS:
             found.append(f"At most {self.epochs} epochs of each training.")
+        if self.precision != "float32":
+            found.append(f"Forward passes compute in {self.precision} where torch's autocast says they may.")
         return found
