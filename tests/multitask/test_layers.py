@@ -173,6 +173,15 @@ def test_per_task_takes_modules_or_a_template_not_both() -> None:
         fixed.add_task("a")
 
 
+def test_what_one_task_keeps_for_itself_holds_no_layer_of_all_tasks() -> None:
+    shared = rsn2.convert(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+    for part in (shared, nn.Sequential(shared[0]), shared[1]):
+        with pytest.raises(ValueError, match="modules: expected ordinary modules"):
+            PerTask({"a": part})
+        with pytest.raises(ValueError, match="template: expected ordinary modules"):
+            PerTask(template=part)
+
+
 def test_threads_that_run_different_tasks_of_one_network_do_not_mix() -> None:
     model = allocated("shapes", "sizes").eval()
     inputs = {task: samples(task)[0] for task in ("shapes", "sizes")}

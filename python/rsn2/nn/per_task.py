@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rsn2.nn.layer import TaskError
+from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.names import check_task_name
 
 
@@ -22,12 +22,19 @@ class PerTask(nn.Module):
         by_task: the modules, under ``task_<name>``.
         template: what new tasks copy, or None.
         active: name of the task that `forward` runs; set it with :func:`rsn2.use_task`.
+
+    Raises:
+        ValueError: if both or neither are given, two tasks' modules share a tensor, or one holds multitask layers or
+            per-task modules, which know tasks themselves.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module] | None = None, *, template: nn.Module | None = None):
         super().__init__()
         if (modules is None) == (template is None):
             raise ValueError("PerTask: expected either a module per task or a template.")
+        for argument, given in (("modules", modules or {}), ("template", {"": template})):
+            for module in given.values():
+                _check_plain(argument, module)
         self.by_task = nn.ModuleDict()
         self.template = copy.deepcopy(template).requires_grad_(False) if template is not None else None
         holders: dict[int, str] = {}
@@ -122,6 +129,15 @@ class MultitaskLayerNorm(PerTask):
 
     def __init__(self, normalized_shape: int | list[int], **options: Any):
         super().__init__(template=nn.LayerNorm(normalized_shape, **options))
+
+
+def _check_plain(argument: str, module: nn.Module | None) -> None:
+    for part in module.modules() if module is not None else ():
+        if isinstance(part, MultitaskLayer | PerTask):
+            raise ValueError(
+                f"{argument}: expected ordinary modules, all of which is one task's own. Got one with a "
+                f"{type(part).__name__}, which knows tasks itself."
+            )
 
 
 def _key(task: str) -> str:
