@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "../cpu/conv2d.h"
+#include "../cpu/expansion.h"
 #include "../cpu/grouped.h"
 #include "../cpu/isa.h"
 #include "../cpu/linear.h"
@@ -334,6 +335,31 @@ Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kern
   return dvalues;
 }
 
+Tensor expand(Tensor values, Tensor crow, Tensor col, int64_t cols) {
+  const char* const op = "rsn2_cpu::expand";
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col), rows = crow.size(0) - 1;
+  check_vector(op, "values", values, values.scalar_type(), nnz);
+  STD_TORCH_CHECK(cols >= 0, op, ": expected cols of at least 0, got ", cols);
+  Tensor dense = empty(values, {rows, cols});
+  with_type(op, values.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::expand<S>(context().parallel, csr<int32_t>(crow, col), read<S>(values), cols, write<S>(dense));
+  });
+  return dense;
+}
+
+Tensor gather(Tensor dense, Tensor crow, Tensor col) {
+  const char* const op = "rsn2_cpu::gather";
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col), cols = dense.dim() == 2 ? dense.size(1) : 0;
+  check_matrix(op, "dense", dense, dense.scalar_type(), crow.size(0) - 1, cols);
+  Tensor values = empty(dense, {nnz});
+  with_type(op, dense.scalar_type(), [&](auto element) {
+    using S = decltype(element);
+    cpu::gather<S>(context().parallel, csr<int32_t>(crow, col), read<S>(dense), cols, write<S>(values));
+  });
+  return values;
+}
+
 }  // namespace
 
 #define RSN2_CONV "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
@@ -352,6 +378,8 @@ STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV
         ") -> Tensor");
+  m.def("expand(Tensor values, Tensor crow, Tensor col, int cols) -> Tensor");
+  m.def("gather(Tensor dense, Tensor crow, Tensor col) -> Tensor");
   m.def("conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
 }
 
@@ -364,6 +392,8 @@ STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
   m.impl("grouped_linear_dvalues", TORCH_BOX(&grouped_linear_dvalues));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_dx", TORCH_BOX(&conv2d_dx));
+  m.impl("expand", TORCH_BOX(&expand));
+  m.impl("gather", TORCH_BOX(&gather));
   m.impl("conv2d_dvalues", TORCH_BOX(&conv2d_dvalues));
 }
 

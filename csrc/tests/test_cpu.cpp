@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "../cpu/conv2d.h"
+#include "../cpu/expansion.h"
 #include "../cpu/grouped.h"
 #include "../cpu/isa.h"
 #include "../cpu/linear.h"
@@ -319,6 +320,22 @@ void test_operators(const cpu::Microkernels& kernels) {
   expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
 }
 
+// Rows without weights and a row of all of them included; nothing beside the matrix is written.
+template <class S>
+void test_expansion() {
+  const std::vector<int32_t> crow = {0, 2, 2, 5, 6}, col = {0, 2, 0, 1, 2, 1};
+  const std::vector<S> values = stored<S>({1, 2, 3, 4, 5, 6}), none = stored<S>({-1, -1});
+  const std::vector<S> expected = stored<S>({1, 0, 2, 0, 0, 0, 3, 4, 5, 0, 6, 0, -1, -1});
+  const cpu::Csr<int32_t> weight{4, 6, crow.data(), col.data()};
+  for (const int64_t count : {1, 3}) {
+    std::vector<S> dense = stored<S>(std::vector<double>(14, -1)), packed = stored<S>(std::vector<double>(8, -1));
+    cpu::expand<S>(threads(count), weight, values.data(), 3, dense.data());
+    cpu::gather<S>(threads(count), weight, expected.data(), 3, packed.data());
+    expect(same_bits(dense, expected), type_name<S>() + ": expand puts values where the weight is, and zeros elsewhere");
+    expect(same_bits(packed, joined(values, none)), type_name<S>() + ": gather takes what the weight owns");
+  }
+}
+
 // The value a half's bits stand for, from the format's definition.
 double half_value(uint16_t bits) {
   const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
@@ -395,6 +412,10 @@ int main() {
   test::test_rounding<cpu::Half>(test::half_value, 0x7C00);
   test::test_rounding<cpu::BFloat16>(test::bfloat16_value, 0x7F80);
   test::test_row_split();
+  test::test_expansion<float>();
+  test::test_expansion<double>();
+  test::test_expansion<cpu::Half>();
+  test::test_expansion<cpu::BFloat16>();
   for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
     test::test_negative_zero<float>(*kernels);
     test::test_negative_zero<double>(*kernels);

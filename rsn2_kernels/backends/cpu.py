@@ -45,6 +45,9 @@ _grouped_linear, _grouped_linear_dx, _grouped_linear_dvalues = map(
     _operator, ("grouped_linear", "grouped_linear_dx", "grouped_linear_dvalues")
 )
 _conv2d, _conv2d_dx, _conv2d_dvalues = map(_operator, ("conv2d", "conv2d_dx", "conv2d_dvalues"))
+_expand, _gather = map(_operator, ("expand", "gather"))
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 NARROW = 1 << 16
 """Rows or columns whose indices fit 16 bits. torch has few operators for uint16: an int16 tensor holds their bits."""
@@ -67,6 +70,23 @@ def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:
         return wide
     (narrow,) = weight.derived(key, lambda: (wide.to(torch.int16),))
     return narrow
+
+
+def has_kernels(operand: Tensor) -> bool:
+    """Whether `expand` and `gather` take this operand."""
+    return unavailable is None and operand.device.type == "cpu" and operand.dtype in _DTYPES
+
+
+def expand(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
+    """The dense ``[rows, cols]`` weight of packed ``values``, without derivatives."""
+    dense: Tensor = _expand(values.contiguous(), crow, col, cols)
+    return dense
+
+
+def gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """What is owned of a dense ``[rows, cols]`` weight, packed, without derivatives."""
+    values: Tensor = _gather(dense.contiguous(), crow, col)
+    return values
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
