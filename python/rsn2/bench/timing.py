@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from rsn2.bench.quiet import Probe
+from rsn2.bench.quiet import Probe, shared_probe
 
 Call = Callable[[], object]
 Clock = Callable[[Call, int], float]
@@ -102,11 +102,12 @@ def warm(
     return found
 
 
-def medians(
-    calls: Mapping[str, Call], seconds: float = 0.2, rounds: int = 5, *, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """Median seconds of one call of each candidate; the arguments are those of :func:`interleaved`."""
-    found = interleaved(calls, seconds, rounds, device=device)
+def medians(calls: Mapping[str, Call], seconds: float = 0.2, rounds: int = 5) -> dict[str, float]:
+    """Median seconds of one call of each candidate on the CPU; the arguments are those of :func:`interleaved`.
+
+    Rounds on a core that something else slows are taken again, for as long as the candidates themselves take.
+    """
+    found = interleaved(calls, seconds, rounds, probe=shared_probe(), patience=seconds * len(calls))
     return {name: statistics.median(samples) for name, samples in found.items()}
 
 
