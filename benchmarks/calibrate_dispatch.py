@@ -109,11 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=0.05, help="time per case and backend")
+    parser.add_argument("--only", default="", help="rows whose name holds this; others stay as the file has them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, object] = {"machine": machine.facts(), "features": dispatch.FEATURES}
+    results: dict[str, object] = json.loads(arguments.out.read_text()) if arguments.only else {}
+    results |= {"machine": machine.facts(), "features": dispatch.FEATURES}
     for op, dtype in itertools.product(("linear", "conv2d"), DTYPES):
         name = f"{op} {str(dtype).removeprefix('torch.')}"
+        if arguments.only not in name:
+            continue
         results[name] = calibrate(op, dtype, arguments.seconds)
         print(name, json.dumps(results[name], indent=1), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

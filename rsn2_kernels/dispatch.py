@@ -240,17 +240,17 @@ def features(pattern: CsrIndex, batch: int) -> dict[str, tuple[float, ...]]:
 
 
 # Nanoseconds per unit of each feature, one thread, fitted by benchmarks/calibrate_dispatch.py and held by
-# results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 98 to 100 % of the
-# cases of each row, but in 88 and 90 % of the convolutions in bfloat16 and float16. More threads scale both sides.
+# results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 95 to 100 % of the
+# cases of each row. More threads scale both sides.
 _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
     ("linear", torch.float32): {"dense": (9620, 0.541, 0.123, 0, 0.0236), "cpu": (8830, 0.346, 0.136, 0.0234)},
     ("linear", torch.float64): {"dense": (9290, 0.515, 0.286, 0.324, 0.0428), "cpu": (8510, 0.29, 0.256, 0.0489)},
     ("linear", torch.bfloat16): {"dense": (27700, 0.343, 0.0828, 0.168, 0.00406), "cpu": (14200, 0.298, 0.316, 0.0233)},
     ("linear", torch.float16): {"dense": (10900, 0.529, 0.0193, 5, 0.076), "cpu": (8140, 1.52, 1.46, 0.0272)},
-    ("conv2d", torch.float32): {"dense": (42900, 0, 0, 0.172, 0.013), "cpu": (2160, 12.5, 0.15, 0.0228)},
-    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.401, 0.0548), "cpu": (0, 0, 0.178, 0.0505)},
-    ("conv2d", torch.bfloat16): {"dense": (10200, 0, 2.17, 0.342, 9.25e-05), "cpu": (0, 5.61, 0.157, 0.0204)},
-    ("conv2d", torch.float16): {"dense": (28100, 3.85, 1.77, 0.373, 0.00712), "cpu": (0, 14.5, 0.558, 0.022)},
+    ("conv2d", torch.float32): {"dense": (0, 0, 0, 0.271, 0.00729), "cpu": (0, 2.48, 0.102, 0.0219)},
+    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.437, 0.0551), "cpu": (0, 0, 0.159, 0.0507)},
+    ("conv2d", torch.bfloat16): {"dense": (24400, 0.206, 1.81, 0.257, 0.000976), "cpu": (4300, 7.46, 0.121, 0.0198)},
+    ("conv2d", torch.float16): {"dense": (0, 0, 0.946, 0.283, 0.00728), "cpu": (0, 5.71, 0.469, 0.0191)},
 }
 
 
