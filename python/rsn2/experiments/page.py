@@ -8,11 +8,13 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rsn2 import markdown
 from rsn2.experiments import study_tables
+from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, SIZES, F1Row
 from rsn2.experiments.wording import MSE_DECIMALS, as_in_paper, counted, digits, listed, share_of, spread
 
@@ -108,7 +110,8 @@ def _kind(result: Result) -> dict[str, Any]:
     return {
         "title": result["title"],
         "rows": rows,
-        "options": _without_seed(result.get("options", {})),
+        # An option that came after a file was written had its default.
+        "options": _without_seed(asdict(Options()) | result.get("options", {})),
         "allocation": result["allocation"],
         "training": _training(result),
     }
