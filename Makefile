@@ -18,7 +18,10 @@ EMULATED := .build/emulated
 
 OUT := results/gpu-check.json
 
-.PHONY: demo test test-kernels test-networks test-on-the-cpu test-interpreted test-emulated lint bench gpu-check clean
+# Tests that wait for compilers most of the time.
+COMPILING := $(foreach what,build native emulator cpu_aarch64 cuda_compile triton_compile,tests/kernels/test_$(what).py)
+
+.PHONY: demo test test-compiled test-kernels test-networks test-on-the-cpu test-interpreted test-emulated lint bench gpu-check clean
 
 demo: $(READY)
 	$(PYTHON) -m rsn2 train examples/demo.toml --out runs/demo
@@ -26,12 +29,15 @@ demo: $(READY)
 # The Triton kernels are interpreted and the CUDA kernels emulated in processes of their own, beside the other tests.
 # Three at once on two cores: they take different times, and none is left to run alone.
 test: lint
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-on-the-cpu test-kernels test-networks
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-on-the-cpu test-compiled test-kernels test-networks
 
 test-on-the-cpu: test-interpreted test-emulated
 
+test-compiled: $(READY)
+	$(PYTHON) -m pytest $(COMPILING) -p no:cacheprovider
+
 test-kernels: $(READY)
-	$(PYTHON) -m pytest tests/kernels
+	$(PYTHON) -m pytest tests/kernels $(addprefix --ignore=,$(COMPILING)) -p no:cacheprovider
 
 test-networks: $(READY)
 	$(PYTHON) -m pytest --ignore=tests/kernels -p no:cacheprovider
