@@ -15,7 +15,7 @@ from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings
 from rsn2.bench.results import FILE, BenchError, Results, run
 
-_QUICK = {"seconds": 0.06, "rounds": 12, "limit": 0.5, "patience": 0.3}
+_QUICK = {"seconds": 0.06, "rounds": 9, "limit": 0.5, "patience": 0.3}
 
 
 def bench(
