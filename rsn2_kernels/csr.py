@@ -143,6 +143,11 @@ def flat_positions(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     return row_of_each_value(crow, col).to(torch.int64).mul_(cols).add_(col)
 
 
+def gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """What is owned of a dense ``[rows, cols]`` weight, packed ``[nnz]``."""
+    return dense.reshape(-1)[flat_positions(crow, col, dense.shape[1])]
+
+
 def expand(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
     """The dense ``[rows, cols]`` weight of packed ``values`` ``[nnz]``."""
     rows = crow.shape[0] - 1

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from rsn2_kernels.backends import triton
 from rsn2_kernels.bits import columns_of_bits, ends_of_words, pack_bits
-from rsn2_kernels.csr import MAX_NNZ, CsrIndex, expand, flat_positions
+from rsn2_kernels.csr import MAX_NNZ, CsrIndex, expand, gather
 
 if TYPE_CHECKING:
     from rsn2_kernels.group import PatternGroup
@@ -73,9 +73,8 @@ class SparsePattern(CsrIndex):
             raise ValueError(
                 f"dense: expected shape {self._shape} on {self.device}. Got {tuple(dense.shape)} on {dense.device}."
             )
-        if _has_kernels(dense):
-            return triton.gather(dense, self._crow, self._col)
-        return dense.reshape(-1)[flat_positions(self._crow, self._col, self._shape[1])]
+        run = triton.gather if _has_kernels(dense) else gather
+        return run(dense, self._crow, self._col)
 
     def unpack(self, values: Tensor) -> Tensor:
         """A dense ``[rows, cols]`` tensor with ``values`` at the owned positions, 0 elsewhere. Differentiable.

@@ -378,9 +378,9 @@ STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV
         ") -> Tensor");
+  m.def("conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("expand(Tensor values, Tensor crow, Tensor col, int cols) -> Tensor");
   m.def("gather(Tensor dense, Tensor crow, Tensor col) -> Tensor");
-  m.def("conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
@@ -392,9 +392,9 @@ STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
   m.impl("grouped_linear_dvalues", TORCH_BOX(&grouped_linear_dvalues));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_dx", TORCH_BOX(&conv2d_dx));
+  m.impl("conv2d_dvalues", TORCH_BOX(&conv2d_dvalues));
   m.impl("expand", TORCH_BOX(&expand));
   m.impl("gather", TORCH_BOX(&gather));
-  m.impl("conv2d_dvalues", TORCH_BOX(&conv2d_dvalues));
 }
 
 }  // namespace rsn2::bindings

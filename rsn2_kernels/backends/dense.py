@@ -3,14 +3,16 @@
 The expanded weight lives for one call. The gradient of the values is gathered out of the dense weight gradient.
 """
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from rsn2_kernels import csr
 from rsn2_kernels.backends import Index, activated, columns, cpu, triton
 from rsn2_kernels.backends.by_task import dvalues_by_task, dx_by_task, linear_by_task
-from rsn2_kernels.csr import expand, flat_positions
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
 
@@ -88,22 +90,19 @@ def _filters(values: Tensor, index: Index, channels: int, geometry: ConvGeometry
 
 
 def _expand(values: Tensor, index: Index, cols: int) -> Tensor:
-    """The dense weight ``[rows, cols]``, by a kernel of its own where one can run."""
-    if cpu.has_kernels(values):
-        return cpu.expand(values, index[0], index[1], cols)
-    run = triton.expand if _has_kernels(values) else expand
-    return run(values, index[0], index[1], cols)
+    """The dense weight ``[rows, cols]``."""
+    weight: Tensor = _copies(values).expand(values, index[0], index[1], cols)
+    return weight
 
 
 def _owned(dense: Tensor, index: Index) -> Tensor:
     """What is owned of a dense ``[rows, cols]`` weight, packed."""
-    if cpu.has_kernels(dense):
-        return cpu.gather(dense, index[0], index[1])
-    if _has_kernels(dense):
-        return triton.gather(dense, index[0], index[1])
-    return dense.reshape(-1)[flat_positions(index[0], index[1], dense.shape[1])]
+    values: Tensor = _copies(dense).gather(dense, index[0], index[1])
+    return values
 
 
-def _has_kernels(operand: Tensor) -> bool:
-    """Whether a GPU expands and gathers with kernels of this package, which read the pattern once."""
-    return operand.is_cuda and triton.why_not(operand.device, operand.dtype) is None
+def _copies(operand: Tensor) -> ModuleType:
+    """Whose `expand` and `gather` run: kernels of this package, which read the pattern once, where some take this."""
+    if cpu.has_kernels(operand):
+        return cpu
+    return triton if operand.is_cuda and triton.why_not(operand.device, operand.dtype) is None else csr

@@ -19,7 +19,6 @@ from rsn2.experiments.audit import bits_of, count_changed
 from rsn2.experiments.experiment import Experiment, Problem, Stage, Task
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.settings import Training
-from rsn2.machine import cpu_model
 from rsn2.report import report
 from rsn2.tasks import finalize, own_tensors, parameters, slots_of
 from rsn2.training import History, predict
@@ -234,16 +233,6 @@ def ask(model: nn.Module, task: str, problem: Problem) -> Answers:
     outputs = predict(model, task, x).float().cpu()
     f1 = measures.f1_per_class(outputs, target) if problem.classes else []
     return Answers(outputs, problem.score(outputs, target), problem.loss(outputs, target).item(), f1)
-
-
-def machine(device: torch.device | str) -> dict[str, Any]:
-    """What a report says of the machine."""
-    found = torch.device(device)
-    return {
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(found) if found.type == "cuda" else str(found),
-    }
 
 
 def _backends(model: nn.Module, task: Task, training: Training) -> dict[str, str]:

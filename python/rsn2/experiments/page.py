@@ -262,7 +262,7 @@ def _training_lines(results: Sequence[Result]) -> list[str]:
 
 def _machine(results: Sequence[Result]) -> str:
     places = dict.fromkeys(
-        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, device {machine['device']}"
+        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, device {machine.get('gpu', machine['device'])}"
         for machine in (result["machine"] for result in results)
     )
     torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from rsn2 import extras, figures
+from rsn2.experiments.wording import setting
 from rsn2.tasks import multitask_layers, tasks
 
 _FREE = "#f2f2f2"
@@ -160,10 +161,10 @@ def sparsity(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     labels = {"density": "density of each task", "blocks": "blocks that are claimed"}
     for axes, (varied, label) in zip(panels, labels.items(), strict=True):
         chosen = [point for point in points if point["varied"] == varied]
-        settings = sorted({_setting(point[varied]) for point in chosen}, key=_order)
+        settings = sorted({setting(point[varied]) for point in chosen}, key=_order)
         for number, task in enumerate(dict.fromkeys(point["task"] for point in chosen)):
             own = [point for point in chosen if point["task"] == task]
-            values = [[point["value"] for point in own if _setting(point[varied]) == each] for each in settings]
+            values = [[point["value"] for point in own if setting(point[varied]) == each] for each in settings]
             means = [sum(each) / len(each) for each in values]
             bars = [
                 [mean - min(each) for mean, each in zip(means, values, strict=True)],
@@ -218,13 +219,8 @@ def tasks_held(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def _setting(value: Any) -> str:
-    """A density or a block as text."""
-    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}"
-
-
-def _order(setting: str) -> float:
-    return float(setting.split(" x ", maxsplit=1)[0])
+def _order(text: str) -> float:
+    return float(text.split(" x ", maxsplit=1)[0])
 
 
 def _holders(slots: dict[str, int], slot: int) -> tuple[str, ...]:

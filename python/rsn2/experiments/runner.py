@@ -20,11 +20,12 @@ from rsn2.convert import convert
 from rsn2.data import batches_of, nbytes_of
 from rsn2.experiments.audit import bits_of
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage
-from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask, machine
+from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Training, computed_in
 from rsn2.experiments.tensorboard import Board
+from rsn2.machine import facts
 from rsn2.tasks import multitask_layers, own_tensors, parameters
 from rsn2.training import History, fit_together
 from rsn2.warm_up import warm_up
@@ -74,7 +75,7 @@ def run(
     board = Board(folder.events if tensorboard else None)
     with computed_in(experiment.precision, device):
         found = _train_all(experiment, folder, board, controls, control_folder, device, console)
-        result = found.report(experiment, folder) | {"machine": machine(device), "seconds": folder.keep_time()}
+        result = found.report(experiment, folder) | {"machine": facts(device), "seconds": folder.keep_time()}
     folder.write_report(result)
     if failures := _failures(result):
         raise AuditError(f"{'; '.join(failures)}; see {folder.report}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsn2 import markdown
-from rsn2.experiments.wording import counted, digits, listed, spread
+from rsn2.experiments.wording import counted, digits, listed, setting, spread
 
 _SPARSITY = (
     "Each task's score in networks that differ in one thing: above in the density of every task, below in the blocks "
@@ -36,7 +36,7 @@ def _sparsity(path: Path) -> list[str]:
     for varied in ("density", "blocks"):
         chosen = [point for point in points if point["varied"] == varied]
         rows = [
-            [_setting(value), *(_scores([each for each in chosen if each[varied] == value], tasks, "value"))]
+            [setting(value), *(_scores([each for each in chosen if each[varied] == value], tasks, "value"))]
             for value in _distinct([point[varied] for point in chosen])
         ]
         parts.append(markdown.table([varied, *tasks], [*rows, ["control", *_scores(points, tasks, "control")]]))
@@ -77,10 +77,6 @@ def _distinct(values: Sequence[Any]) -> list[Any]:
     return [value for place, value in enumerate(values) if value not in values[:place]]
 
 
-def _setting(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
-
-
 def _picture(path: Path) -> str:
     return f"![The same as a picture](../results/{path.stem}.png)"
 
@@ -91,6 +87,6 @@ def _lines(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
         *found["notes"],
         f"Allocation: {listed(found['allocation'])}.",
         f"{counted(len(seeds), 'seed')}; {machine['cpu']}, {counted(machine['threads'], 'thread')}, "
-        f"device {machine['device']}; torch {found['versions']['torch']}.",
+        f"device {machine.get('gpu', machine['device'])}; torch {found['versions']['torch']}.",
     ]
     return "\n".join(markdown.wrapped(f"- {line}") for line in lines)

@@ -45,7 +45,12 @@ def listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in settings.items())
 
 
+def setting(value: float | Sequence[int]) -> str:
+    """A density, or the rows and columns of a block."""
+    return f"{value:g}" if isinstance(value, float | int) else " x ".join(map(str, value))
+
+
 def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return setting(value) if isinstance(value, list) else str(value)
