@@ -18,7 +18,10 @@ void expand(const Parallel& parallel, const Csr<int32_t>& weight, const S* value
   parallel.for_each(weight.rows, slots, [&](int64_t row, int64_t) {
     S* const out = dense + row * cols;
     std::fill_n(out, cols, S{});
-    for (int64_t k = weight.crow[row]; k < weight.crow[row + 1]; ++k) out[weight.col[k]] = values[k];
+    const int32_t* const col = weight.col;
+    const int64_t end = weight.crow[row + 1];
+#pragma GCC unroll 8
+    for (int64_t k = weight.crow[row]; k < end; ++k) out[col[k]] = values[k];
   });
 }
 

@@ -59,7 +59,7 @@ struct Sums {
 struct Block {
   int64_t rows, weights;
 };
-constexpr Block kUnlike{256, 1 << 16}, kAlike{64, 1 << 14};
+constexpr Block kUnlike{256, 1 << 16}, kAlike{16, 1 << 13};
 
 // Where the numbers of weights of `count` rows lie.
 struct Weights {
