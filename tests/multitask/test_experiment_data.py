@@ -197,6 +197,14 @@ def test_features_are_standardised_and_prices_scaled_on_the_training_part(folder
     assert sorted(back.tolist()) == pytest.approx(sorted(rows[:, 13].tolist()), abs=1e-4)
 
 
+def test_houses_are_parted_as_in_keras() -> None:
+    train, test = data.boston.as_in_keras(506)
+    assert (len(train), len(test)) == (404, 102)
+    assert sorted([*train, *test]) == list(range(506))
+    # The first rows of its two parts: crim 1.23247 with a price of 15.2, and 18.0846 with 7.2.
+    assert 22 in train and 415 in test
+
+
 def test_words_are_numbered_by_frequency_in_the_training_part() -> None:
     assert text.words("It's THE end -- l'été, 'quoted' a_b 3.5%") == [
         "it's", "the", "end", "l'été", "quoted", "a", "b", "3", "5",

@@ -1,5 +1,7 @@
 """Boston housing: 506 districts, 13 features, the median price of a home (Harrison, Rubinfeld 1978).
 
+The test part is that of Keras, the framework of the paper's authors: the set has no other published one.
+
 Feature "b" is built from the share of Black residents, for which scikit-learn removed this data set: name that
 when using it. The features are standardised on the training part; the price is scaled so that the training part
 spans 0..1.
@@ -15,13 +17,14 @@ from rsn2.experiments.data import hub
 from rsn2.experiments.data.dataset import DataError
 from rsn2.experiments.data.files import Blob, File
 from rsn2.experiments.data.recipe import Prepared, Recipe, expect
-from rsn2.experiments.data.splits import hold_out
+from rsn2.experiments.data.splits import Ints, hold_out
 from rsn2.experiments.datasets import Numbers, Scaling, Table, numbers, read_rows
 
 FEATURES = ("crim", "zn", "indus", "chas", "nox", "rm", "age", "dis", "rad", "tax", "ptratio", "b", "lstat")
 TARGET = "medv"
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.2
+_KERAS_SEED = 113
 _ROWS = 506
 _HIGHEST_PRICE = 50.0  # thousands of dollars; the source cuts prices off there
 _HUB = "maxcembalest/boston_housing"
@@ -55,6 +58,14 @@ def _from_hub() -> _Houses:
     return _Houses(_HUB, np.stack(values, axis=1))
 
 
+def as_in_keras(count: int) -> tuple[Ints, Ints]:
+    """Rows for training and for the test as ``keras.datasets.boston_housing.load_data()`` parts them, ascending."""
+    order = np.arange(count)
+    np.random.RandomState(_KERAS_SEED).shuffle(order)
+    cut = int(count * (1 - TEST_SHARE))
+    return np.sort(order[:cut]), np.sort(order[cut:])
+
+
 def _prepare(raw: _Houses, strict: bool) -> Prepared:
     values = raw.values
     expect(len(values) == _ROWS or (not strict and len(values) > 0), raw.where, f"{_ROWS} rows", len(values))
@@ -63,7 +74,7 @@ def _prepare(raw: _Houses, strict: bool) -> Prepared:
     span = f"{price.min()}..{price.max()}"
     expect(price.min() > 0 and price.max() <= _HIGHEST_PRICE, raw.where, f"prices in (0, {_HIGHEST_PRICE:g}]", span)
     table = Table(FEATURES, values[:, :-1], price, None)
-    rest, test = hold_out(np.arange(len(values)), TEST_SHARE)
+    rest, test = as_in_keras(len(values))
     train, val = hold_out(rest, VALIDATION_SHARE)
     low, high = float(price[train].min()), float(price[train].max())
     expect(high > low, raw.where, "prices that differ", span)
@@ -73,7 +84,7 @@ def _prepare(raw: _Houses, strict: bool) -> Prepared:
         tensors[f"{part}.inputs"] = scaling.inputs(table.x[rows])
         tensors[f"{part}.boston"] = scaling.targets(price[rows])
     facts = {
-        "split": f"test: {TEST_SHARE:g} of the rows; validation: {VALIDATION_SHARE:g} of the others",
+        "split": f"test: {TEST_SHARE:g} of the rows, as in Keras; validation: {VALIDATION_SHARE:g} of the others",
         "scaling": scaling.to_json(),
         "caution": "feature b is built from the share of Black residents",
     }
@@ -96,4 +107,5 @@ RECIPE = Recipe(
     from_files=_from_files,
     from_hub=_from_hub,
     prepare=_prepare,
+    version=2,
 )
