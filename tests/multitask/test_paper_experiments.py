@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import rsn2
@@ -16,6 +17,7 @@ from rsn2.checkpoint import read_metadata
 from rsn2.cli import app
 from rsn2.experiments import paper, runner
 from rsn2.experiments.data import Source, load
+from rsn2.experiments.experiment import Problem
 from rsn2.experiments.paper import Options, experiment3, problems
 from rsn2.experiments.paper.networks import Transformer
 from rsn2.sealed import CheckpointError
@@ -107,6 +109,17 @@ def test_in_bfloat16_a_run_keeps_its_promises_too(source: Source, tmp_path: Path
     (kept,) = (tmp_path / "controls").iterdir()
     exact = paper.EXPERIMENTS[6].experiment(load(["reuters"], source), ONE_EPOCH).controls["reuters"].file
     assert kept.stem != exact
+
+
+def test_a_control_is_kept_for_its_data_and_no_other_of_the_same_size(source: Source) -> None:
+    def file(of: Problem) -> str | None:
+        return ONE_EPOCH.control("network", "mnist", of, ONE_EPOCH.training(), nn.Identity).file
+
+    found = problems.problem(load(["mnist"], source)["mnist"])
+    x, target = found.train
+    assert file(found) == file(replace(found, train=(x.clone(), target.clone())))
+    assert file(found) != file(replace(found, train=(x.flip(0), target.flip(0))))
+    assert file(found) != file(replace(found, train=found.val, val=found.train))
 
 
 def test_3_gives_each_half_of_the_classes_by_the_controls_f1(

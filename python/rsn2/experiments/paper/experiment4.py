@@ -19,7 +19,9 @@ DENSITY = 0.1
 PAPER = {"mnist": (0.97, 0.97), "fashion_mnist": (0.87, 0.88), "boston": (0.011, 0.017), "imdb": (0.82, 0.80)}
 # As the paper chooses weights, the fourth task's signal is so small that early stopping may end it before it rises.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, samples=5120)
+IMDB_LEARNING_RATE = 2e-3
 NOTES = (
+    "The paper gives no learning rate: 0.001, and for IMDB 0.002, at which its control had a lower validation loss.",
     "In the paper's own form (`--rescale none --no-flip`) the loss of the fourth task, IMDB, does not fall for some "
     "epochs, and early stopping may end it at chance.",
     "MNIST and Fashion-MNIST share the first layer; house prices and reviews have first layers of their own, of which "
@@ -47,6 +49,7 @@ def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
     problems = {name: problem(sets[name], options.samples) for name in DATA}
     outputs = {name: sets[name].outputs for name in DATA}
     training = {name: options.training() for name in DATA}
+    training["imdb"] = options.training(lr=IMDB_LEARNING_RATE)
     training["boston"] = replace(options.training(batch_size=32), min_delta=0.0)
     tasks = {
         name: Task(name, each, options.share(DENSITY), name, layers=(f"first.{WIDTHS[name]}", "hidden.*"))
