@@ -256,7 +256,7 @@ def experiment(
 
 @app.command()
 def study(
-    question: Annotated[Literal["sparsity", "tasks"], typer.Argument(help="What is studied.")],
+    question: Annotated[Literal["sparsity", "tasks", "allocation"], typer.Argument(help="What is studied.")],
     data_dir: DataDir = None,
     number: Annotated[int, typer.Option("--experiment", min=1, max=6, help="Whose tasks: of sparsity.")] = 2,
     density: Annotated[list[float] | None, typer.Option(min=0.001, max=1, help="Of each task; repeat it.")] = None,
@@ -273,17 +273,18 @@ def study(
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Ask what the paper leaves open: how sparse a task may be, and how many tasks one network holds.
+    """Ask what the paper leaves open: how sparse a task may be, how many one network holds, what late ones learn.
 
     sparsity varies density and blocks in one of the paper's experiments. tasks trains experiment 2's network on MNIST
-    with its pixels in another order for each task, until no weight is left.
+    with its pixels in another order for each task, until no weight is left. allocation fills the same network with
+    five tasks that are all Fashion-MNIST, for each way to choose weights.
 
     \b
     Example:  rsn2 study tasks --data-dir data --density 0.05
 
     \b
     Written:
-      RESULTS/study-sparsity-experiment-N.json and .png, or RESULTS/study-tasks.json and .png
+      RESULTS/study-sparsity-experiment-N.json, study-tasks.json or study-allocation.json, and a .png beside it
       OUT/        a folder for each run, with what an interrupted one needs
 
     \b
@@ -301,6 +302,8 @@ def study(
             file = studies.sparsity(
                 number, options, source, runs, place, densities=densities, device=device, console=console
             )
+        elif question == "allocation":
+            file = studies.allocation(options, source, runs, place, device=device, console=console)
         else:
             file = studies.tasks(density or [0.05], options, source, runs, place, device=device, console=console)
         if console is not None:

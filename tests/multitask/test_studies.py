@@ -73,6 +73,22 @@ def test_a_network_is_filled_with_tasks(source: Source, tmp_path: Path, monkeypa
     assert f"| 0.3 | 0 | {run['held']} of 3 |" in page.render(tmp_path / "results")
 
 
+@pytest.mark.filterwarnings("ignore:task")
+def test_equal_tasks_are_trained_in_turn_for_each_way_to_choose_weights(source: Source, tmp_path: Path) -> None:
+    forms = {name: studies.FORMS[name] for name in ("paper", "fan_in, flip, column")}
+    file = studies.allocation([Options(epochs=1)], source, tmp_path / "runs", tmp_path / "results", forms=forms)
+    runs = json.loads(file.read_text())["runs"]
+    assert [(run["form"], len(run["accuracies"]), run["values_changed"]) for run in runs] == [
+        ("paper", 5, 0),
+        ("fan_in, flip, column", 5, 0),
+    ]
+    assert imread(file.with_suffix(".png")).ndim == 3
+    shown = page.render(file.parent)
+    for run in runs:
+        scores = " | ".join(f"{100 * accuracy:.1f} % (1)" for accuracy in run["accuracies"])
+        assert f"| {run['form']} | {scores} | 0 |" in shown
+
+
 def test_held_counts_up_to_the_first_that_falls() -> None:
     assert studies.held([0.97, 0.96, 0.951, 0.94, 0.97]) == 3
     assert studies.held([0.9, 0.95, 0.96]) == 3
@@ -91,4 +107,4 @@ def test_pictures_want_something_to_show(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="points: expected at least one"):
         plots.sparsity([], tmp_path / "a.png")
     with pytest.raises(ValueError, match="runs: expected at least one"):
-        plots.tasks_held([], tmp_path / "a.png")
+        plots.in_order([], tmp_path / "a.png")

@@ -187,11 +187,11 @@ def sparsity(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def tasks_held(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+def in_order(runs: Sequence[tuple[str, Sequence[float]]], path: Path) -> None:
     """Write a PNG of the accuracy of each task in the order of training, a line for each network.
 
     Args:
-        runs: each with "density", "seed" and "accuracies".
+        runs: each with a label, the same for networks that differ in their seed alone, and the accuracies.
         path: of the picture.
 
     Raises:
@@ -201,21 +201,18 @@ def tasks_held(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not runs:
         raise ValueError("runs: expected at least one. Got none.")
     palette: Any = extras.load("matplotlib").colormaps["tab10"]
-    densities = list(dict.fromkeys(run["density"] for run in runs))
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(label for label, _ in runs))}
     figure = figures.figure(8, 4.4)
     axes = figure.add_subplot()
-    for run in runs:
-        number = densities.index(run["density"])
-        label = f"density {run['density']:g}"
-        places = range(1, len(run["accuracies"]) + 1)
-        axes.plot(
-            places, run["accuracies"], f"{figures.marker(number)}-", color=palette(number), label=label, markersize=4
-        )
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+    lines: dict[str, Any] = {}
+    for label, accuracies in runs:
+        number = numbers[label]
+        style = {"color": palette(number % palette.N), "marker": figures.marker(number), "markersize": 4}
+        (lines[label],) = axes.plot(range(1, len(accuracies) + 1), accuracies, **style)
     axes.set(xlabel="task, in the order of training", ylabel="test accuracy")
+    axes.xaxis.set_major_locator(extras.load("matplotlib.ticker").MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    figure.legend(unique.values(), unique.keys(), loc="outside right center")
+    figure.legend(lines.values(), lines.keys(), loc="outside right center")
     figure.savefig(path)
 
 

@@ -18,6 +18,12 @@ _TASKS = (
     "Experiment 2's network learns MNIST in turn, with its pixels in another order for each task, until no weight is "
     "left. Held are the tasks before the first whose accuracy is two points below that of the first task."
 )
+_ALLOCATION = (
+    "Experiment 2's network, filled with five tasks of density 0.2 that are all Fashion-MNIST: equal tasks differ in "
+    "nothing but what those before them left. Lines differ in how weights are chosen: `paper` is its own form, `flip`, "
+    "`fan_in` and `column` are options of `rsn2.allocate` ([method](method.md#late-tasks)). Means over the seeds ± "
+    "their sample standard deviation, with the number of seeds in brackets."
+)
 
 
 def sections(folder: Path) -> list[str]:
@@ -25,6 +31,8 @@ def sections(folder: Path) -> list[str]:
     parts = [part for path in sorted(folder.glob("study-sparsity-*.json")) for part in _sparsity(path)]
     if (path := folder / "study-tasks.json").exists():
         parts += _tasks(path)
+    if (path := folder / "study-allocation.json").exists():
+        parts += _allocation(path)
     return parts
 
 
@@ -63,6 +71,20 @@ def _tasks(path: Path) -> list[str]:
     return [heading, markdown.wrapped(_TASKS), table, _picture(path), _lines(found, found["runs"])]
 
 
+def _allocation(path: Path) -> list[str]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    runs = found["runs"]
+    places = range(len(runs[0]["accuracies"]))
+    rows = []
+    for form in _distinct([run["form"] for run in runs]):
+        own = [run for run in runs if run["form"] == form]
+        scores = (spread("accuracy", [run["accuracies"][place] for run in own]) for place in places)
+        rows.append([form, *scores, str(sum(run["values_changed"] for run in own))])
+    header = ["form", *(f"task {place + 1}" for place in places), "changed"]
+    heading = "## What late tasks learn"
+    return [heading, markdown.wrapped(_ALLOCATION), markdown.table(header, rows), _picture(path), _lines(found, runs)]
+
+
 def _scores(points: Sequence[Mapping[str, Any]], tasks: Sequence[str], key: str) -> list[str]:
     """A task's figure in the seeds, one for each: a control is the same beside every network."""
     cells = []
@@ -85,7 +107,7 @@ def _lines(found: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     machine, seeds = found["machine"], {run["seed"] for run in runs}
     lines = [
         *found["notes"],
-        f"Allocation: {listed(found['allocation'])}.",
+        *([f"Allocation: {listed(found['allocation'])}."] if "allocation" in found else []),
         f"{counted(len(seeds), 'seed')}; {machine['cpu']}, {counted(machine['threads'], 'thread')}, "
         f"device {machine.get('gpu', machine['device'])}; torch {found['versions']['torch']}.",
     ]

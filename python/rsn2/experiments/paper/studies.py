@@ -1,4 +1,4 @@
-"""Two questions that the paper leaves open, on its experiments: how sparse a task may be, and how many there can be."""
+"""Questions that the paper leaves open: how sparse a task may be, how many there can be, how late ones get weights."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +16,7 @@ from rsn2.experiments import paper, plots, runner
 from rsn2.experiments.data import Source, load
 from rsn2.experiments.experiment import Experiment, Stage, Task
 from rsn2.experiments.folder import write_json
+from rsn2.experiments.paper import experiment2
 from rsn2.experiments.paper.networks import FullyConnected, Permutation, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem
@@ -27,8 +28,19 @@ FALL = 0.02
 """A network holds no further task where its accuracy is this much below the first one's."""
 
 _PIXELS = 28 * 28
+_SAMPLES = 5120
+FORMS = {
+    "paper": Allocation(samples=_SAMPLES),
+    "flip": Allocation(flip=True, samples=_SAMPLES),
+    "fan_in": Allocation(rescale="fan_in", samples=_SAMPLES),
+    "fan_in, flip": Allocation(rescale="fan_in", flip=True, samples=_SAMPLES),
+    "fan_in, flip, column": Allocation(rescale="fan_in", flip=True, scope="column", samples=_SAMPLES),
+}
+"""How weights are chosen: as in the paper, and with what helps late tasks."""
+COPIES, COPY_DENSITY = 5, 0.2
+
 # As the paper chooses them, later tasks would find dead units only.
-_ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
+_ALLOCATION = FORMS["fan_in, flip, column"]
 
 
 def sparsity(
@@ -144,7 +156,56 @@ def tasks(
     path = results / "study-tasks.json"
     kept = {key: report[key] for key in ("allocation", "machine", "versions")}
     write_json(path, {"study": "tasks", "notes": options[0].notes(), **kept, "runs": runs})
-    plots.tasks_held(runs, path.with_suffix(".png"))
+    plots.in_order([(f"density {run['density']:g}", run["accuracies"]) for run in runs], path.with_suffix(".png"))
+    return path
+
+
+def allocation(
+    options: Sequence[Options],
+    source: Source,
+    out: Path,
+    results: Path,
+    *,
+    forms: Mapping[str, Allocation] = FORMS,
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+) -> Path:
+    """What late tasks learn: experiment 2's network, filled with `COPIES` tasks that are all Fashion-MNIST.
+
+    Equal tasks differ in nothing but what the ones before them left.
+
+    Args:
+        options, source, out, device, console: as for :func:`sparsity`.
+        results: folder for ``study-allocation.json`` and the picture beside it.
+        forms: name -> how weights are chosen; a network for each.
+
+    Returns:
+        The JSON file: "runs" with "form", "seed", "accuracies" in the order of training, "epochs" and
+        "values_changed".
+
+    Raises:
+        What :func:`rsn2.experiments.runner.run` raises.
+    """
+    runs: list[dict[str, Any]] = []
+    report: dict[str, Any] = {}
+    for seed in options:
+        for form, how in forms.items():
+            _tell(console, f"{COPIES} copies, {form}, seed {seed.seed}")
+            folder = out / f"allocation-{form.replace(', ', '-')}-seed-{seed.seed}"
+            report = runner.run(_copies(form, how, seed, source), folder, device=device, console=console)
+            runs.append(
+                {
+                    "form": form,
+                    "seed": seed.seed,
+                    "accuracies": [task["value"] for task in report["tasks"]],
+                    "epochs": [task["epochs"] for task in report["tasks"]],
+                    "values_changed": sum(task["values_changed"] for task in report["tasks"]),
+                }
+            )
+    path = results / "study-allocation.json"
+    kept = {key: report[key] for key in ("machine", "versions")}
+    write_json(path, {"study": "allocation", "notes": options[0].notes(), **kept, "runs": runs})
+    plots.in_order([(run["form"], run["accuracies"]) for run in runs], path.with_suffix(".png"))
     return path
 
 
@@ -171,6 +232,19 @@ def _permuted(density: float, options: Options, source: Source) -> Experiment:
         allocation=options.allocation(_ALLOCATION),
         metadata={"seed": options.seed, "tasks": names},
         settings={"study": "tasks", "density": density, "options": asdict(options)},
+    )
+
+
+def _copies(form: str, how: Allocation, options: Options, source: Source) -> Experiment:
+    fashion, training = problem(load(["fashion_mnist"], source)["fashion_mnist"], options.samples), options.training()
+    outputs = {f"copy_{number}": len(fashion.classes) for number in range(1, COPIES + 1)}
+    return Experiment(
+        build=partial(experiment2.build, options.seed, outputs),
+        rebuild="rsn2.experiments.paper:rebuild",
+        stages=[Stage((Task(name, fashion, COPY_DENSITY),), training) for name in outputs],
+        allocation=how,
+        metadata={"experiment": 2, "seed": options.seed, "outputs": outputs},
+        settings={"study": "allocation", "form": form, "options": asdict(options)},
     )
 
 
