@@ -17,11 +17,12 @@ DATA = ("fashion_mnist",)
 DENSITY = 0.2
 TASKS = tuple(f"subnetwork_{number}" for number in range(1, 6))
 PAPER = {**dict.fromkeys(TASKS[:4], (0.90, 0.92)), "subnetwork_5": (0.92, 0.92), "ensemble": (0.92, 0.92)}
-LEARNING_RATE = 2e-3
+LEARNING_RATE, CONTROL_LEARNING_RATE = 4e-3, 2e-3
 # As the paper chooses weights, the fifth subnetwork gets what is left, which carries no signal, and learns nothing.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
 RATE_NOTE = (
-    "The paper gives no learning rate: 0.002, at which the control of seed 0 had a lower validation loss than at 0.001."
+    "The paper gives no learning rate: 0.004, and 0.002 for the control. Of 0.001, 0.002 and 0.004 (the network: 0.002 "
+    "and 0.004) each led to the lowest validation loss (seed 0, first task)."
 )
 NOTES = (
     RATE_NOTE,
@@ -38,6 +39,7 @@ def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
     """What is run on `DATA`."""
     fashion, training = problem(sets["fashion_mnist"], options.samples), options.training(lr=LEARNING_RATE)
+    dense = options.training(lr=CONTROL_LEARNING_RATE)
     outputs = dict.fromkeys(TASKS, len(fashion.classes))
     alone = partial(build, options.seed, {"fashion_mnist": len(fashion.classes)})
     tasks = [Task(name, fashion, options.share(DENSITY), control="fashion_mnist") for name in TASKS]
@@ -46,7 +48,7 @@ def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
         rebuild="rsn2.experiments.paper:rebuild",
         stages=[Stage((task,), training) for task in tasks],
         allocation=options.allocation(ALLOCATION),
-        controls={"fashion_mnist": options.control("convolutional", "fashion_mnist", fashion, training, alone)},
+        controls={"fashion_mnist": options.control("convolutional", "fashion_mnist", fashion, dense, alone)},
         ensembles={"ensemble": TASKS},
         metadata={"experiment": 1, "seed": options.seed, "outputs": outputs},
     )
