@@ -14,7 +14,7 @@ import torch
 from rsn2 import machine
 from rsn2.bench.baselines import DENSE, OURS, SEPARATE
 from rsn2.bench.cases import Case
-from rsn2.bench.measure import Record, Settings, merged, record
+from rsn2.bench.measure import Record, Settings, keep_memory, merged, record
 from rsn2.bench.noise import Verdict, control_error, ratio, verdict
 from rsn2.bench.peaks import Peaks, best_of, measure_peaks
 from rsn2.bench.quiet import Probe
@@ -120,7 +120,7 @@ def run(
 
     Args:
         cases: what to measure.
-        settings: how; torch has that number of threads from here on.
+        settings: how; torch has that number of threads from here on, and the C library keeps what tensors free.
         folder: made if missing. What an interrupted run left there is kept and not measured again.
         fresh: measure it again all the same.
         tell: hears, before each case, its key, its number from 0 on, and how many there are.
@@ -129,6 +129,7 @@ def run(
         BenchError: if the folder holds an unfinished run with other settings, of another commit or machine.
     """
     torch.set_num_threads(settings.threads)
+    keep_memory()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / UNFINISHED
     if fresh:
