@@ -1,6 +1,7 @@
 """What whole layers and networks do: inference, an epoch, allocation, checkpoints, against networks of plain torch."""
 
 import copy
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from rsn2.tasks import finalize, parameters, use_task
 
 # Batches of the epoch that is timed.
 STEPS = 8
+# A folder whose files are in memory, on Linux.
+_MEMORY = "/dev/shm"
 
 
 class MaskedLinear(nn.Module):
@@ -136,8 +139,11 @@ def allocation(case: Case, device: torch.device | str) -> Work:
 
 
 def checkpoint(case: Case, device: torch.device | str) -> Work:
-    """A finished network of several tasks, written or read, against as many dense networks in a file of torch.save."""
-    folder = tempfile.TemporaryDirectory(prefix="rsn2-bench-")
+    """A finished network of several tasks, written or read, against as many dense networks in a file of torch.save.
+
+    The files are kept in memory where there is a folder for that: a disk takes its own time, more for larger files.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="rsn2-bench-", dir=_MEMORY if os.path.isdir(_MEMORY) else None)
     ours, theirs = Path(folder.name, "net.safetensors"), Path(folder.name, "net.pt")
     model, networks = multitask(case, device), [plain(case).to(device) for _ in range(case.tasks)]
     finalize(model)
