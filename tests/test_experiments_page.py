@@ -66,11 +66,13 @@ def result(experiment: int = 2, seed: int = 0) -> dict[str, Any]:
             "granularity": None,
         },
         "training": {"mnist": training, "fashion_mnist": training},
+        "control_training": {"mnist": training, "fashion_mnist": {**training, "lr": 0.002}},
+        "training_seconds": {"network": 120.0, "controls": 300.0},
         "notes": ["Nothing differs from the paper."],
         "data": {"mnist": {"folder": "/home/someone/data"}},
         "versions": {"torch": "2.13.0", "python": "3.11.9"},
         "machine": {"cpu": "a CPU", "threads": 1, "device": "cpu", "host": "somewhere"},
-        "seconds": 300.0,
+        "seconds": 500.0,
     }
 
 
@@ -176,15 +178,16 @@ def test_sizes_measures_notes_and_settings_are_said(tmp_path: Path) -> None:
     write(tmp_path, result(5), {**result(), "continual": {**result()["continual"], "backward_transfer": None}})
     said = text(tmp_path)
     assert said.index("## Experiment 2: MNIST") < said.index("## Experiment 5: MNIST")
-    assert "Size: 5 MB, 12.5 % of the 40 MB of the dense controls together" in said
-    assert "The pruned layers alone: 4 MB, 12.5 % of the 32 MB" in said
+    assert "Size: 5 MB, 12.5 % of the 40 MB of 2 dense controls; with" in said
+    assert "The pruned layers alone: 4 MB, 12.5 % of the 32 MB that they take in 2 dense networks." in said
     assert said.count("The paper's sizes on disk: 130 MB, 64.0 % of the 203 MB.") == 1
     assert said.count("backward transfer 0 points") == 1
     assert said.count("capacity used 20.0 % (1).") == 2
     assert "- Nothing differs from the paper." in said
     assert "Allocation: criterion gradient, scope layer, rescale fan_in, flip no, granularity none." in said
-    assert "Training of mnist, fashion_mnist: optimizer adam, lr 0.001, batch size 512, patience 3, min delta" in said
-    assert "a CPU, 1 thread, device cpu; torch 2.13.0; 5.0 minutes a run" in said
+    assert "Training of mnist, fashion_mnist, mnist (control): optimizer adam, lr 0.001, batch size 512," in said
+    assert "Training of fashion_mnist (control): optimizer adam, lr 0.002, batch size 512," in said
+    assert "torch 2.13.0; 2.0 minutes of training a run, and 5.0 of its controls." in said
 
 
 def test_a_run_without_controls_has_a_size_alone(tmp_path: Path) -> None:
@@ -232,10 +235,11 @@ def test_more_classes_than_one_reads_are_left_out(tmp_path: Path) -> None:
         ("experiment-2-seed-1.json", result(), "expected experiment 2, seed 1. Got experiment 2, seed 0"),
         ("experiment-2-seed-1.json", {**result(seed=1), "quick": True}, "Got one with --quick"),
         ("experiment-2-seed-1.json", {**result(seed=1), "allocation": {"scope": "global"}}, "Got another allocation"),
+        ("experiment-2-seed-1.json", {**result(seed=1), "control_training": {}}, "Got another training"),
         ("experiment-2-seed-1.json", {**result(seed=1), "options": {"samples": 9, "seed": 1}}, "Got another options"),
         ("experiment-2-seed-1.json", {**result(seed=1), "rows": []}, "Got another rows"),
     ],
-    ids=["another seed", "quick", "settings", "options", "rows"],
+    ids=["another seed", "quick", "settings", "controls", "options", "rows"],
 )
 def test_files_that_do_not_belong_together_are_refused(
     name: str, content: dict[str, Any], said: str, tmp_path: Path
@@ -245,6 +249,12 @@ def test_files_that_do_not_belong_together_are_refused(
     with pytest.raises(ValueError, match=said) as refused:
         page.render(tmp_path)
     assert name in str(refused.value)
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment-2-seed-0.json").write_text("{")
+    with pytest.raises(ValueError, match=r"experiment-2-seed-0\.json: not JSON"):
+        page.render(tmp_path)
 
 
 def test_the_paper_s_classes_are_those_of_the_data() -> None:

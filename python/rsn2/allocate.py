@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from rsn2.blocks import Granularity, check_granularity
 from rsn2.choice import Scope, choose
@@ -118,26 +118,34 @@ def allocate(
         share_slots(used, task, holders, undo)
         found = saliencies(model, own, starts, task, loss, batches, criterion, seed, scaled=rescale is not None)
         masks = choose(own, found, density, scope, blocks)
+        for name, layer in own.items():
+            scale = fan_in_scale(masks[name]) if rescale else None
+            layer.add_task(task, masks[name], density, scale, initial=starts[name].weight, bias=starts[name].bias)
+            undo.callback(layer.remove_task, task)
+        for warning in _warnings(task, masks, found, blocks):
+            warnings.warn(warning, stacklevel=2)  # may be an error, and that is undone too
         undo.pop_all()
+    return {name: layer.owners.count(layer.slot(task)) for name, layer in used.items()}
+
+
+def _warnings(
+    task: str, masks: Mapping[str, Tensor], found: Mapping[str, Tensor], blocks: Granularity | None
+) -> list[str]:
+    """What to say of the layers in which the task, with these masks and saliencies, will not learn."""
     chosen = told({name: mask.count_nonzero() for name, mask in masks.items()})
     telling = told({name: (mask & (found[name] > 0)).count_nonzero() for name, mask in masks.items()})
+    said = []
     if empty := [name for name in masks if not chosen[name]]:
         fix = "" if blocks is None else f" Blocks smaller than {blocks} may fit its share."
-        warnings.warn(
-            f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}", stacklevel=2
-        )
+        said.append(f"task {task!r} owns no weight in {empty}: these layers put out its bias alone.{fix}")
     # Less than a tenth of what was chosen has any saliency: the rest was chosen by position alone.
     if silent := [name for name in masks if 10 * telling[name] < chosen[name]]:
-        warnings.warn(
+        said.append(
             f"task {task!r} owns almost only weights of saliency 0 in {silent}: the free weights carry no signal of "
             f"its data there, and it will hardly learn. Leave more weights free, allocate it earlier, or with "
-            f"flip=True.",
-            stacklevel=2,
+            f"flip=True."
         )
-    for name, layer in own.items():
-        scale = fan_in_scale(masks[name]) if rescale else None
-        layer.add_task(task, masks[name], density, scale, initial=starts[name].weight, bias=starts[name].bias)
-    return {name: layer.owners.count(layer.slot(task)) for name, layer in used.items()}
+    return said
 
 
 def _check_options(

@@ -34,7 +34,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
         metadata: anything JSON can hold, given back by :func:`read_metadata`.
 
     Raises:
-        CheckpointError: if the network has no multitask layer, or a module keeps state of its own that is no tensor.
+        CheckpointError: if the network has no multitask layer, or a module keeps state that is neither
+            parameter nor buffer; names it.
         TypeError: if ``metadata`` is not JSON.
     """
     model = getattr(model, "_orig_mod", model)  # as it was before torch.compile, which changes all names
@@ -45,11 +46,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
     tensors: dict[str, Tensor] = {}
     first = _first_names(model)
     for key, value in model.state_dict().items():
-        if isinstance(value, Tensor):
+        if key in first:
             if first[key] == key:
                 tensors[key] = value
-        elif not isinstance(named[key.removesuffix(_EXTRA).removesuffix(".")], MultitaskLayer | PerTask):
-            raise CheckpointError(f"{key}: expected a tensor. Got {type(value).__name__}.")
+            continue
+        keeper = named.get(key.removesuffix(_EXTRA).removesuffix("."))
+        if not isinstance(keeper, MultitaskLayer | PerTask):
+            raise CheckpointError(
+                f"{key}: expected a parameter or buffer. Got {type(value).__name__} of {type(keeper).__name__}, which "
+                "keeps state of another kind."
+            )
     for name, layer in layers.items():
         for number, plane in enumerate(layer.owners.planes):
             tensors[_join(name, f"planes.{number}")] = plane

@@ -109,7 +109,7 @@ def _quotas(density: float, layer: MultitaskLayer) -> Tensor:
     densities add to 1 fill every column, without a gap.
     """
     rows, cols = layer.owners.shape
-    spread = (torch.arange(cols, dtype=torch.float64) + 0.5) / cols
+    spread = (torch.arange(cols, dtype=torch.float64, device="cpu") + 0.5) / cols
     spent = sum(layer.densities.values())
     # Sums of densities such as 5 x 0.2 are off by the rounding of binary fractions.
     upto = [(round(rows * share, 6) + spread).floor().long() for share in (spent, spent + density)]

@@ -186,7 +186,10 @@ def experiment(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write losses and scores for TensorBoard to the folders too.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Remove earlier runs from the folders first.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Remove earlier runs first; controls stay in OUT/controls."),
+    ] = False,
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:

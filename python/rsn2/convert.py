@@ -160,7 +160,7 @@ def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -
     made: dict[int, nn.Module] = {id(modules[name]): PerTask(template=modules[name]) for name in copies}
     made |= {id(modules[name]): SHARED_FORMS[type(modules[name])].from_dense(modules[name]) for name in shared}
     if id(model) in made:
-        return made[id(model)]
+        return made[id(model)].train(model.training)
     for parent in modules.values():
         # Not named_children, which would give a module that is registered under two names once only.
         for name, child in list(parent._modules.items()):

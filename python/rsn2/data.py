@@ -28,7 +28,8 @@ def device_of(model: nn.Module) -> torch.device:
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in its tuples, lists and dicts on ``device``."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        # A copy to the CPU that goes on in the background would be read before it is there.
+        return batch.to(device, non_blocking=device.type != "cpu")
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
@@ -135,8 +136,8 @@ def batches_of(
         return (checked_batch(batch, name) for batch in data)
     x, target = pair
     if shuffle_seed is not None:
-        order = torch.randperm(x.shape[0], generator=torch.Generator().manual_seed(shuffle_seed))
-        order = order.to(x.device)
+        generator = torch.Generator().manual_seed(shuffle_seed)
+        order = torch.randperm(x.shape[0], generator=generator, device="cpu").to(x.device)
         x, target = x[order], target[order]
     return zip(x.split(batch_size), target.split(batch_size), strict=True)
 

@@ -62,8 +62,8 @@ class Loop:
 
     def run(self, state: FitState, file: ResumeFile | None) -> int | None:
         """Train what ``state`` holds until the epochs are over or patience is; how many were in the file, if any."""
-        for losses in (state.train_loss, state.val_loss):
-            losses.update({task: [] for task, each in self.lessons.items() if each.val or losses is state.train_loss})
+        state.train_loss.update({task: [] for task in self.lessons})
+        state.val_loss.update({task: [] for task, each in self.lessons.items() if each.val is not None})
         resumed_from = None
         if file is not None and file.path.exists():
             file.read_into(state, self.epochs)

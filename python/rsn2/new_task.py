@@ -38,4 +38,4 @@ def share_slots(layers: Mapping[str, MultitaskLayer], task: str, holders: Mappin
     """Give the task the slots of ``holders``, layer name -> task; ``undo`` takes them back."""
     for name, holder in holders.items():
         layers[name].share_task(task, holder)
-        undo.callback(layers[name].slots.pop, task)
+        undo.callback(layers[name].remove_task, task)

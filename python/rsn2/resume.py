@@ -197,7 +197,3 @@ def _bytes_of(mask: Tensor) -> bytes:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

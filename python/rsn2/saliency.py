@@ -45,7 +45,8 @@ class Start:
         digest = hashlib.sha256(f"{seed}, {task}, {layer}".encode()).digest()
         # Drawn on the CPU, so that every device draws the same.
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        signs = torch.randint(2, (self.weight.shape[0],), generator=generator).to(self.weight) * 2 - 1
+        drawn = torch.randint(2, (self.weight.shape[0],), generator=generator, device="cpu")
+        signs = drawn.to(self.weight) * 2 - 1
         weight = self.weight * signs.view(-1, *[1] * (self.weight.ndim - 1))
         return Start(weight, None if self.bias is None else self.bias * signs)
 
@@ -82,7 +83,8 @@ def saliencies(
         # Drawn on the CPU, so that every device chooses the same weights.
         generator = torch.Generator().manual_seed(seed)
         return {
-            name: torch.rand(weight.shape, generator=generator).to(weight.device) for name, weight in weights.items()
+            name: torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device)
+            for name, weight in weights.items()
         }
     assert loss is not None and batches is not None
     gradients = _gradients(model, layers, starts, task, loss, batches, scaled)

@@ -58,7 +58,7 @@ def write_sealed(path: Path, key: str, record: Mapping[str, Any], tensors: Mappi
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     listed = {name: asdict(TensorRecord.of(tensor)) for name, tensor in own.items()}
     text = json.dumps({**record, "tensors": listed})
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         save_file(own, partial, {key: text, _digest_key(key): _sha256(text)})
         os.replace(partial, path)

@@ -1,20 +1,19 @@
 """Which tasks a network holds, which one runs, and which parameters are one task's own."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.per_task import PerTask
 
-# The active task is a state of the network's modules, so one thread runs a network at a time. Kept beside the modules,
-# not in them, because a lock can be neither copied nor saved.
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+# The active task is a state of the modules, so one thread runs a module at a time: module -> thread. A thread takes all
+# that it wants at once or waits, so that two that want overlapping networks cannot wait for each other.
+_HOLDERS: dict[nn.Module, int] = {}
+_FREED = threading.Condition()
 
 
 class _Parts(NamedTuple):
@@ -116,8 +115,8 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
     """Run the network as ``task`` inside the block; what was active before is active again behind it.
 
     Norms whose running statistics all tasks share (they were left out of `convert`) are in eval mode inside, since one
-    task must not move them for the others. Another thread that wants the same network waits until the block is left;
-    to run tasks side by side, give each thread a copy.
+    task must not move them for the others. Another thread that wants the network, or any part of it, waits until the
+    block is left; to run tasks side by side, give each thread a copy.
 
     Raises:
         TaskError: if the task has nothing allocated.
@@ -136,7 +135,7 @@ def activated(model: nn.Module, task: str) -> AbstractContextManager[None]:
 @contextmanager
 def _activated(found: _Parts, task: str) -> Iterator[None]:
     parts, norms = found.all(), found.shared_norms
-    with _lock_of(parts[0]):
+    with _held([*parts, *norms]):
         before = [part.active for part in parts]
         training = [norm.training for norm in norms]
         try:
@@ -153,6 +152,24 @@ def _activated(found: _Parts, task: str) -> Iterator[None]:
                 part.active = active
             for norm, mode in zip(norms, training, strict=True):
                 norm.training = mode
+
+
+@contextmanager
+def _held(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Keep other threads from these modules inside; first wait until none of them has one."""
+    me = threading.get_ident()
+    taken: list[nn.Module] = []
+    try:
+        with _FREED:
+            _FREED.wait_for(lambda: all(_HOLDERS.get(module, me) == me for module in modules))
+            taken.extend(module for module in modules if module not in _HOLDERS)
+            _HOLDERS.update(dict.fromkeys(taken, me))
+        yield
+    finally:
+        with _FREED:
+            for module in taken:
+                _HOLDERS.pop(module, None)
+            _FREED.notify_all()
 
 
 def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter]:
@@ -246,8 +263,3 @@ def finalize(model: nn.Module) -> None:
     """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
     for part in _parts_of(model).all():
         part.finalize()
-
-
-def _lock_of(part: nn.Module) -> threading.RLock:
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(part, threading.RLock())

@@ -29,7 +29,7 @@ class History:
         val_loss: mean validation loss after each epoch; empty without validation data.
         seconds: wall time of each epoch.
         best_epoch: epoch of the lowest validation loss; None without validation data.
-        stopped_early: whether patience ended the fit.
+        stopped_early: whether patience ended the fit before its last epoch.
         resumed_from: epochs that the resume file already held; None if there was no file.
     """
 
@@ -211,7 +211,7 @@ def _fit(
             tuple(state.val_loss.get(task, ())),
             tuple(state.seconds),
             best_epoch(state.total_val_loss),
-            loop.should_stop(state),
+            state.epoch < epochs and loop.should_stop(state),
             resumed_from,
         )
         for task in tasks

@@ -1,6 +1,7 @@
 """Algorithm 1, exact: the right number of the right weights, and no change at all after an error."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 
 import rsn2
 from networks import LOSS, allocated, assert_same, network, samples, snapshot
-from rsn2.nn import MultitaskConv2d, MultitaskLinear
+from rsn2.nn import MultitaskConv2d, MultitaskLayerNorm, MultitaskLinear
 from rsn2.selection import largest
+from rsn2.tasks import multitask_layers
 
 
 @pytest.mark.parametrize(
@@ -237,3 +239,51 @@ def test_a_task_that_no_signal_reaches_is_named_in_a_warning() -> None:
     batch = [(torch.rand(16, 4), torch.randint(2, (16,)))]
     with pytest.warns(UserWarning, match=r"'dead' owns almost only weights of saliency 0 in \['0', '2'\]"):
         rsn2.allocate(model, "dead", 0.5, nn.functional.cross_entropy, batch)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"criterion": "random"}, {"criterion": "magnitude", "scope": "column"}, SIZES | {"flip": True}],
+    ids=["random", "column", "flip"],
+)
+def test_the_default_device_makes_no_difference(arguments: dict[str, object]) -> None:
+    expected, model = network(), network()
+    rsn2.allocate(expected, "sizes", 0.3, **arguments)
+    with torch.device("meta"):
+        rsn2.allocate(model, "sizes", 0.3, **arguments)
+    assert_same(snapshot(expected), snapshot(model))
+
+
+def assert_nothing_of(task: str, model: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    assert_same(before, snapshot(model))
+    assert task not in rsn2.tasks(model)
+    for layer in multitask_layers(model).values():
+        assert set(layer.densities) == set(layer.owners.tasks) == set(layer.slots.values())
+
+
+def test_a_warning_that_is_an_error_changes_nothing() -> None:
+    model = nn.Sequential(MultitaskLinear(8, 8), MultitaskLayerNorm(8), MultitaskLinear(8, 1))
+    before = snapshot(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=r"owns no weight in \['2'\]"):
+            rsn2.allocate(model, "a", 0.05, criterion="random")
+    assert_nothing_of("a", model, before)
+
+
+def test_an_error_in_the_last_layer_changes_nothing_in_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = allocated("shapes")
+    before = snapshot(model)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model[8].owners, "claim", no_memory)
+    with pytest.raises(MemoryError):
+        rsn2.allocate(model, "sizes", 0.3, **SIZES, share={"shapes": ["2"]})
+    assert_nothing_of("sizes", model, before)
+    monkeypatch.undo()
+    rsn2.allocate(model, "sizes", 0.3, **SIZES)
+    twin = allocated("shapes")
+    rsn2.allocate(twin, "sizes", 0.3, **SIZES)
+    assert_same(snapshot(twin), snapshot(model))

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 from typer import Typer
 from typer.testing import CliRunner
 
 from rsn2 import machine
-from rsn2.bench import baselines, cases, measure, networks, noise, operators, peaks, plots, report
+from rsn2.bench import baselines, cases, command, measure, networks, noise, operators, peaks, plots, report
 from rsn2.bench.analysis import choices, fit, growths, rows, winners
 from rsn2.bench.cases import Case
 from rsn2.bench.command import bench
 from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings, record
-from rsn2.bench.operators import TOLERANCE, checked, work
+from rsn2.bench.operators import TOLERANCE, checked, checked_gradient, work
 from rsn2.bench.products import Candidate, Problem
 from rsn2.bench.results import FILE, UNFINISHED, BenchError, Results, run
 from rsn2.bench.work import UnavailableError
@@ -123,18 +124,53 @@ def test_another_product_is_not_timed() -> None:
         checked(wrong, problem.reference(4), "float32")
 
 
-def test_a_wrong_result_of_this_package_is_no_missing_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = baselines.ours
+def with_wrong_gradient(candidate: Candidate) -> Candidate:
+    """The same result, and 1.5 times its gradients."""
+
+    def forward() -> torch.Tensor:
+        y = candidate.forward()
+        return y + 0.5 * (y - y.detach())
+
+    return replace(candidate, forward=forward)
+
+
+@pytest.mark.parametrize("op, shape", [("linear", (8, 12)), ("conv2d", (6, 4, 5)), ("grouped_linear", (8, 12))])
+def test_another_gradient_of_x_is_not_timed(op: str, shape: tuple[int, ...]) -> None:
+    problem = Problem(Case(op, shape, 5, 0.5, training=True, tasks=3 if op == "grouped_linear" else 1))
+    dy = torch.randn_like(problem.reference(5)).float()
+    expected = problem.reference_gradient(dy[:4])
+    for make in (baselines.ours, baselines.masked):
+        right = make(problem)
+        assert checked_gradient(right, problem, dy, expected) <= TOLERANCE["float32"]
+        wrong = with_wrong_gradient(right)
+        checked(wrong, problem.reference(4), "float32")
+        with pytest.raises(UnavailableError, match=r"gradient of x is off by 0\.5"):
+            checked_gradient(wrong, problem, dy, expected)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["result", "gradient"])
+@pytest.mark.parametrize("of", [None, "dense"], ids=["chosen", "named"])
+def test_a_wrong_result_of_this_package_is_no_missing_figure(
+    of: str | None, training: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, case = baselines.ours, replace(TINY[0], training=training)
 
     def wrong(problem: Problem, backend: str | None = None) -> Candidate:
         candidate = right(problem, backend)
-        return replace(candidate, forward=lambda: 1.1 * candidate.forward()) if backend == "dense" else candidate
+        if backend != of:
+            return candidate
+        return (
+            with_wrong_gradient(candidate)
+            if training
+            else replace(candidate, forward=lambda: 1.1 * candidate.forward())
+        )
 
     monkeypatch.setattr(operators, "ours", wrong)
-    monkeypatch.setattr(cases, "quick", lambda: TINY[:1])
+    monkeypatch.setattr(cases, "quick", lambda: [case])
     done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--seconds", "0"])
-    assert done.exit_code == 1 and f"rsn2 dense in {TINY[0].key}" in done.output
-    assert "WRONG RESULT" in (tmp_path / "tables.md").read_text()
+    place = f"{'rsn2' if of is None else f'rsn2 {of}'} in {case.key}"
+    assert done.exit_code == 1 and f"wrong results:\n{place}" in done.output, done.output
+    assert f"WRONG RESULT: {place}" in (tmp_path / "tables.md").read_text()
 
 
 def test_real_masks_are_exact_and_unlike_random_ones() -> None:
@@ -150,6 +186,36 @@ def test_cases_have_their_own_names_and_come_back_from_json() -> None:
         assert [Case.from_dict(json.loads(json.dumps(case.as_dict()))) for case in grid] == grid
     kinds = {case.op for case in cases.quick()}
     assert kinds == {*cases.PRODUCTS, *cases.NETWORKS, "memory"} == {case.op for case in cases.full()}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("linear", (12, 8), 5, 0.4),
+        Case("conv2d", (6, 4, 5), 3, 0.3),
+        Case("conv2d", (6, 4, 1), 3, 0.3),
+        Case("grouped_linear", (12, 20), 7, 0.3, tasks=3),
+    ],
+    ids=lambda case: case.key,
+)
+def test_padding_and_rows_of_other_tasks_are_not_counted(case: Case, training: bool) -> None:
+    problem = Problem(replace(case, training=training))
+    problem.x = torch.ones_like(problem.x)
+    for kind, masks in (("owned", problem.masks), ("all", [torch.ones_like(mask) for mask in problem.masks])):
+        # A product of ones counts them.
+        problem.weights = [mask.float() for mask in masks]
+        count = float(problem.reference(case.batch).sum())
+        assert problem.amount(kind).macs == (3 if training else 1) * count
+
+
+@pytest.mark.parametrize("op", ["inference", "epoch", "allocate"])
+def test_no_gradient_is_counted_that_nothing_takes(op: str) -> None:
+    case = Case(op, (8, 3), 4, 0.5, tasks=2)
+    found = measure._WORK[op](case, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        found.calls[found.baseline]()
+    assert 2 * found.amounts[found.baseline].macs == pytest.approx(counter.get_total_flops())
 
 
 # A run
@@ -239,6 +305,19 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         samples = old["seconds"]["rsn2"]
         assert new["seconds"]["rsn2"][: len(samples)] == samples
     assert len(results.peaks) == 3 and not kept.exists() and (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["{", "3", "{}", '{"record": 3}', '{"record": {"key": "a"}}', '{"about": {}}', '{"peaks": 1, "load": 2}', "\xff"],
+)
+def test_a_broken_line_of_an_unfinished_run_is_named_and_nothing_is_lost(broken: str, tmp_path: Path) -> None:
+    kept = tmp_path / UNFINISHED
+    kept.write_bytes(f'{{"load": 0.1}}\n{broken}\n{{"load": 0.2}}\n'.encode("latin-1"))
+    before = kept.read_bytes()
+    with pytest.raises(BenchError, match=rf"{UNFINISHED}: line 2 .*--fresh"):
+        run(TINY[:1], FAST, tmp_path)
+    assert kept.read_bytes() == before
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +429,13 @@ def test_dispatch_is_judged_over_the_grid_and_what_it_misses_is_listed() -> None
     assert [line[0] for line in table.rows] == [TINY[1].key] and "1 of 2 cases (50%, wanted 95%)" in table.note
 
 
+def test_only_calls_whose_products_are_counted_exactly_are_a_peak() -> None:
+    fast = {"dense": 1e-7, "rsn2": 1.0}
+    others = (Case("conv2d", (8, 4, 6)), Case("epoch", (8, 2)), Case("layer", (8, 1)))
+    assert results(*(fake(case, fast, jitter=0) for case in others)).peak == PEAKS
+    assert results(fake(TINY[0], fast, jitter=0)).peak == {**PEAKS, "float32": pytest.approx(1e13)}
+
+
 def test_losing_cases_are_shown() -> None:
     lost = fake(TINY[0], {"dense": 1.0, "rsn2": 2.0, "rsn2 cpu": 2.0, "rsn2 dense": 9.0})
     won = fake(TINY[1], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 9.0})
@@ -410,6 +496,31 @@ def test_the_command_measures_compares_and_says_what_is_wrong(tmp_path: Path, mo
     ):
         done = runner.invoke(app, arguments)
         assert done.exit_code == 2 and said in done.output, done.output
-    (tmp_path / "bad.json").write_text("{}")
-    done = runner.invoke(app, ["--compare", str(tmp_path / "bad.json")])
-    assert done.exit_code == 2 and "no results file of `rsn2 bench`" in done.output
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        3,
+        [3],
+        [{}],
+        [{"key": "a"}],
+        [{"key": "a", "case": 3}],
+        [{"key": "a", "case": {"op": "linear"}}],
+        [{"key": "a", "case": TINY[0].as_dict(), "seconds": {"rsn2": [1.0]}}],
+        None,
+    ],
+    ids=str,
+)
+def test_no_results_file_is_read_with_a_record_that_is_none(records: object, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    whole = results().about | {"format": 1, "peaks": [PEAKS], "loads": []}
+    path.write_text(json.dumps({} if records is None else whole | {"records": records}))
+    done = CliRunner().invoke(app, ["--compare", str(path), "--with", str(path)])
+    assert done.exit_code == 2 and f"{path}: no results file of `rsn2 bench`" in done.output
+
+
+def test_the_help_says_the_seconds_and_the_limit_that_are_taken() -> None:
+    said = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    for name in ("seconds", "limit"):
+        assert f"Default: {getattr(Settings(), name):g}, quick {command._QUICK[name]:g}." in said

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -338,3 +339,37 @@ def test_a_failed_save_leaves_the_old_file(file: Path, model: nn.Module) -> None
     with pytest.raises(rsn2.CheckpointError, match="multitask layers"):
         rsn2.save(nn.Linear(2, 2), file)
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+class Counting(nn.Linear):
+    """A layer that keeps a tensor which is neither parameter nor buffer."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.zeros(())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize("per_task", [(), ("1",)])
+def test_a_tensor_that_is_no_parameter_or_buffer_is_named(per_task: tuple[str, ...], tmp_path: Path) -> None:
+    model = rsn2.convert(nn.Sequential(nn.Linear(4, 4), Counting(4, 4)), per_task=per_task)
+    with pytest.raises(rsn2.CheckpointError, match=r"^1\..*_extra_state: expected .* Got Tensor of Counting"):
+        rsn2.save(model, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_and_save_give_back_record_and_tensors(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(10, 4), nn.LayerNorm(4))
+
+    model = rsn2.convert(build())
+    for number in range(10):
+        rsn2.allocate(model, f"t{number * 7 % 10}", 0.1, criterion="magnitude")
+    first, second = tmp_path / "first", tmp_path / "second"
+    rsn2.save(model, first)
+    rsn2.save(rsn2.load(first, build()), second)
+    # Not the bytes: safetensors writes the entries of its header in any order.
+    with safe_open(first, "pt") as one, safe_open(second, "pt") as other:
+        assert one.metadata() == other.metadata()
+    assert_same(load_file(first), load_file(second))

@@ -10,7 +10,7 @@ import torch
 from csv_runs import EXAMPLES
 from rsn2.experiments import tabular
 from rsn2.experiments.config import ConfigError, read_config
-from rsn2.experiments.datasets import Scaling, load_split
+from rsn2.experiments.tables import Scaling, load_split
 
 
 def test_the_examples_are_sound_and_differ_in_training_alone() -> None:

@@ -43,6 +43,13 @@ def test_a_single_layer_is_returned_converted() -> None:
     assert type(rsn2.convert(nn.Linear(3, 2))) is MultitaskLinear
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.LayerNorm(3)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_single_layer_stays_in_its_mode(layer: nn.Module, training: bool) -> None:
+    converted = rsn2.convert(layer.train(training))
+    assert all(module.training is training for module in converted.modules())
+
+
 def test_converting_twice_changes_nothing() -> None:
     model = rsn2.convert(plain_network())
     parts = list(model.modules())

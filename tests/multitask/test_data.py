@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from rsn2.data import batches_of, checked_batch
+from rsn2.data import batches_of, checked_batch, to_device
 
 X, TARGET = torch.arange(10.0).view(5, 2), torch.arange(5)
 
@@ -93,3 +93,17 @@ def test_samples_are_counted_along_the_first_dimension() -> None:
         batches_of((X, TARGET), 0)
     with pytest.raises(TypeError, match=r"^batch_size: "):
         batches_of((X, TARGET), 2.0)  # type: ignore[arg-type]
+
+
+class Moved(Tensor):
+    """A tensor that says how it was moved."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Any:  # type: ignore[override]
+        return device.type, non_blocking
+
+
+def test_only_a_move_away_from_the_cpu_may_go_on_in_the_background() -> None:
+    batch = (Moved(), {"x": [Moved()]})
+    for device, background in (("cpu", False), ("cuda", True)):
+        moved = (device, background)
+        assert to_device(batch, torch.device(device)) == (moved, {"x": [moved]})

@@ -28,6 +28,7 @@ from rsn2.experiments.config import read_config
 from rsn2.experiments.experiment import Experiment
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
+from rsn2.experiments.settings import Allocation
 from rsn2.tasks import multitask_layers
 from rsn2.training import History, fit_together, predict
 
@@ -64,8 +65,10 @@ def test_the_report_holds_every_promise(finished: Path) -> None:
     assert report["reload_bitwise_equal"] is True
     assert report["threads"] == 1
     assert report["optimizer"] == {"shapes": "sgd", "sizes": "sgd"}
-    assert set(report["backend"]["chosen"]["sizes"]) == {"hidden.0", "hidden.1"}
-    assert report["backend"]["available_backends"]["reference"] is True
+    assert report["control_training"] == report["training"]
+    assert report["training_seconds"]["network"] == sum(task["seconds"] for task in report["tasks"])
+    assert report["training_seconds"]["controls"] == sum(task["control_seconds"] for task in report["tasks"])
+    assert report["available_backends"]["reference"] is True
     assert set(report["versions"]) == {"rsn2-kernels", "torch", "python", "numpy", "scikit-learn"}
     assert report["seconds"] >= sum(task["seconds"] + task["control_seconds"] for task in report["tasks"])
 
@@ -161,6 +164,30 @@ def test_a_folder_with_other_settings_is_refused(finished: Path, config: Path) -
     config.write_text(config.read_text().replace("lr = 0.05", "lr = 0.06"))
     with pytest.raises(RunError, match=r"other settings \(.*training.*\).*--fresh"):
         runner.run(tabular.experiment(read_config(config)), finished / "run")
+
+
+def test_a_folder_with_another_allocation_is_refused(finished: Path) -> None:
+    made = tabular.experiment(read_config(finished / "config.toml"))
+    with pytest.raises(RunError, match=r"other settings \(allocation\)"):
+        runner.run(dataclasses.replace(made, allocation=Allocation(criterion="magnitude")), finished / "run")
+
+
+@pytest.mark.parametrize("how", [Allocation(scope="column", granularity=(8, 8)), Allocation()])
+def test_what_cannot_be_allocated_is_refused_before_any_training(
+    how: Allocation, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr(runner, "fit_together", never)
+    made = tabular.experiment(read_config(config))
+    assert not callable(made.stages)
+    full = [
+        dataclasses.replace(stage, tasks=tuple(dataclasses.replace(task, density=0.6) for task in stage.tasks))
+        for stage in made.stages
+    ]
+    with pytest.raises(rsn2.AllocationError, match="granularity" if how.granularity else "density"):
+        runner.run(dataclasses.replace(made, stages=full, allocation=how), tmp_path / "run")
 
 
 def test_a_folder_with_other_data_is_refused(finished: Path, config: Path) -> None:

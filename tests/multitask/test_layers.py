@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rsn2
-from networks import allocated, network, plain_network, samples
+from networks import allocated, assert_same, network, plain_network, samples, snapshot
 from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
 
 
@@ -195,6 +195,29 @@ def test_threads_that_run_different_tasks_of_one_network_do_not_mix() -> None:
     assert model[2].active is None and not model.training
 
 
+def test_threads_wait_for_parts_of_a_network_and_not_for_copies() -> None:
+    model = rsn2.convert(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))))
+    for task in ("a", "b"):
+        rsn2.allocate(model, task, 0.5, criterion="magnitude")
+    twin = copy.deepcopy(model)
+
+    def active(part: nn.Module) -> str:
+        with rsn2.use_task(part, "b"):
+            return next(layer.active for layer in part.modules() if isinstance(layer, MultitaskLinear))
+
+    with ThreadPoolExecutor(2) as pool:
+        for held, wanted in ((model, model[1]), (model[1], model)):
+            with rsn2.use_task(held, "a"):
+                waiting = pool.submit(active, wanted)
+                assert pool.submit(active, twin).result(timeout=60) == "b"
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=0.2)
+                with rsn2.use_task(model, "a"):  # who waits holds nothing
+                    assert model[0].active == model[1][0].active == "a"
+            assert waiting.result(timeout=60) == "b"
+    assert model[0].active is None and model[1][0].active is None
+
+
 def test_a_loaded_network_compiles_as_one_graph(tmp_path: Path) -> None:
     model = allocated("shapes", "sizes").eval()
     rsn2.save(model, tmp_path / "net.safetensors")
@@ -218,3 +241,67 @@ def test_fan_in_rescaling_keeps_the_dtype(dtype: torch.dtype) -> None:
     rsn2.allocate(model, "a", 0.5, criterion="magnitude", rescale="fan_in")
     with rsn2.use_task(model, "a"):
         assert model(torch.randn(3, 16, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"initial": torch.ones(3, 4)}, r"initial: expected shape \(4, 3\)\. Got \(3, 4\)"),
+        ({"bias": torch.ones(3)}, r"bias: expected shape \(4,\)\. Got \(3,\)"),
+        ({"scale": torch.ones(5, dtype=torch.float64)}, r"scale: expected shape \(4,\)\. Got \(5,\)"),
+        ({"mask": torch.ones(3, 4, dtype=torch.bool)}, r"mask: expected shape \(4, 3\)\. Got \(3, 4\)"),
+        ({"mask": torch.ones(4, 3)}, "mask: expected a non-empty bool tensor"),
+        ({"mask": torch.ones(4, 3, dtype=torch.bool)}, r"mask: position \(0, 0\) is owned by task 0"),
+    ],
+    ids=["initial", "bias", "scale", "mask shape", "mask dtype", "overlap"],
+)
+def test_a_task_that_cannot_be_added_changes_nothing(arguments: dict[str, torch.Tensor], message: str) -> None:
+    layer = MultitaskLinear(3, 4)
+    claim(layer, "a", 0.5)
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match=message):
+        layer.add_task("b", **{"mask": layer.owners.free(), "density": 0.5, **arguments})
+    assert_same(before, snapshot(layer))
+    assert layer.slots == {"a": 0} and layer.densities == {0: 0.5} and layer.owners.tasks == (0,)
+
+
+def test_a_removed_task_leaves_the_layer_as_it_was() -> None:
+    layer, expected = MultitaskLinear(30, 20), MultitaskLinear(30, 20)
+    expected.load_state_dict(layer.state_dict())
+    claim(layer, "a", 0.3)
+    claim(expected, "a", 0.3)
+    claim(layer, "b", 0.3, seed=1)
+    layer.share_task("c", "b")
+    layer.remove_task("b")
+    assert layer.slots == {"a": 0, "c": 1} and layer.owners.count(1) == layer.values["1"].shape[0]
+    layer.remove_task("c")
+    assert_same(snapshot(expected), snapshot(layer))
+    assert layer.slots == {"a": 0} and layer.densities == {0: 0.3} and layer.owners.tasks == (0,)
+    claim(layer, "d", 0.4, seed=2)
+    claim(expected, "d", 0.4, seed=2)
+    assert torch.equal(layer.dense_weight("d"), expected.dense_weight("d"))
+    with pytest.raises(rsn2.TaskError, match="nothing allocated here"):
+        layer.remove_task("b")
+
+
+def test_what_is_frozen_in_a_template_is_frozen_in_its_copies() -> None:
+    template = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    template[0].requires_grad_(False)
+    part = PerTask(template=template)
+    part.add_task("a")
+    assert [each.requires_grad for each in part.of("a").parameters()] == [False, False, True, True]
+    assert not any(each.requires_grad for each in part.template.parameters())
+    assert [each.requires_grad for each in template.parameters()] == [False, False, True, True]
+    copy.deepcopy(part).add_task("b")
+
+
+def test_loading_keeps_the_order_of_tasks_in_per_task_modules() -> None:
+    names = [f"t{number * 7 % 10}" for number in range(10)]
+    norm, fresh = rsn2.nn.MultitaskLayerNorm(4), rsn2.nn.MultitaskLayerNorm(4)
+    for name in names:
+        norm.add_task(name)
+    for name in ("other", *sorted(names)[:5]):
+        fresh.add_task(name)
+    fresh.load_state_dict(norm.state_dict())
+    assert list(fresh.tasks) == rsn2.tasks(fresh) == names
+    assert list(fresh.state_dict()) == list(norm.state_dict())

@@ -105,10 +105,17 @@ def test_in_bfloat16_a_run_keeps_its_promises_too(source: Source, tmp_path: Path
     assert all(row["values_changed"] == 0 for row in result["rows"])
     assert result["predictions_unchanged"] and result["reload_bitwise_equal"]
     assert "bfloat16" in result["notes"][-1]
-    # A control in another type is another control.
+    # A control in another type, or on other threads, is another control.
     (kept,) = (tmp_path / "controls").iterdir()
     exact = paper.EXPERIMENTS[6].experiment(load(["reuters"], source), ONE_EPOCH).controls["reuters"].file
-    assert kept.stem != exact
+    assert kept.stem != f"{exact}-cpu-{torch.get_num_threads()}"
+    assert kept.stem.endswith(f"-cpu-{torch.get_num_threads()}")
+
+
+def test_the_rate_of_an_experiment_is_said_unless_another_was_asked_for(source: Source, tmp_path: Path) -> None:
+    said = {lr: paper.run(2, replace(ONE_EPOCH, lr=lr), source, tmp_path / str(lr))["notes"] for lr in (None, 0.002)}
+    assert "The paper gives no learning rate: 0.001." in said[None]
+    assert not any("learning rate" in note for note in said[0.002])
 
 
 def test_a_control_is_kept_for_its_data_and_no_other_of_the_same_size(source: Source) -> None:
@@ -119,6 +126,7 @@ def test_a_control_is_kept_for_its_data_and_no_other_of_the_same_size(source: So
     x, target = found.train
     assert file(found) == file(replace(found, train=(x.clone(), target.clone())))
     assert file(found) != file(replace(found, train=(x.flip(0), target.flip(0))))
+    assert file(found) != file(replace(found, train=(x.flip(-1), target)))
     assert file(found) != file(replace(found, train=found.val, val=found.train))
 
 

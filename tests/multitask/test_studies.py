@@ -8,6 +8,7 @@ import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
+import rsn2
 from rsn2.cli import app
 from rsn2.experiments import page, paper, plots
 from rsn2.experiments.data import Source
@@ -49,8 +50,26 @@ def test_sparsity_varies_density_and_blocks(source: Source, tmp_path: Path) -> N
         assert f" {100 * point['value']:.1f} % (1) |" in line
 
 
+def test_a_density_that_does_not_fit_is_left_out(source: Source, tmp_path: Path) -> None:
+    options = [Options(epochs=1)]
+    folders = (tmp_path / "runs", tmp_path / "results")
+    file = studies.sparsity(1, options, source, *folders, densities=(0.1, 0.5), blocks=((1, 1), (16, 16)))
+    points = json.loads(file.read_text())["points"]
+    together = {point["varied"]: point["density"] for point in points if point["task"] == "ensemble"}
+    assert together == {"density": 0.1, "blocks": pytest.approx(1.0)}
+    with pytest.raises(rsn2.AllocationError, match="density"):
+        studies.sparsity(1, options, source, *folders, densities=(0.5,), blocks=())
+
+
+def test_a_quick_study_is_no_result(source: Source, tmp_path: Path) -> None:
+    file = studies.tasks([0.5], [Options().as_quick()], source, tmp_path / "runs", tmp_path / "results")
+    with pytest.raises(ValueError, match=r"study-tasks\.json.*--quick"):
+        page.render(file.parent)
+
+
 def test_a_network_is_filled_with_tasks(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["study", "tasks", "--density", "0.3", "--quick", "--accept-unknown", "--data-dir", str(source.folder)]
+    arguments = ["study", "tasks", "--density", "0.3", "--epochs", "1"]
+    arguments += ["--accept-unknown", "--data-dir", str(source.folder)]
     arguments += ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     threads = torch.get_num_threads()
     first = CliRunner().invoke(app, arguments)

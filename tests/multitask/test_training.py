@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, bits, network
@@ -81,6 +81,28 @@ def test_fit_takes_a_data_loader_and_repeats_its_shuffling() -> None:
         history = fit(model, "a", loader, loader, loss=LOSS, epochs=2)
         runs.append((bits(model, "a"), history.train_loss, history.val_loss))
     assert runs[0] == runs[1]
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """An iterable of single samples, without a length."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*VAL, strict=True)
+
+
+def test_validation_data_needs_no_length() -> None:
+    loader = DataLoader(Stream(), batch_size=len(VAL[1]))
+    streamed = fit(network("a"), "a", TRAIN, loader, loss=LOSS, epochs=2)
+    assert streamed.val_loss == fit(network("a"), "a", TRAIN, VAL, loss=LOSS, epochs=2).val_loss
+
+
+def test_the_default_device_makes_no_difference() -> None:
+    sgd = OPTIMIZERS["sgd-momentum"]
+    expected, model = network("a"), network("a")
+    fit(expected, "a", TRAIN, VAL, loss=LOSS, epochs=2, batch_size=50, optimizer=sgd)
+    with torch.device("meta"):
+        fit(model, "a", TRAIN, VAL, loss=LOSS, epochs=2, batch_size=50, optimizer=sgd)
+    assert bits(model, "a") == bits(expected, "a")
 
 
 # The optimizer
@@ -156,6 +178,14 @@ def test_fit_stops_after_patience_epochs_without_progress_of_min_delta() -> None
     assert history.best_epoch == 4
     assert history.resumed_from is None
     assert len(history.train_loss) == len(history.seconds) == 4
+
+
+@pytest.mark.parametrize(("epochs", "early"), [(2, False), (3, True)])
+def test_a_fit_that_runs_all_its_epochs_did_not_stop_early(epochs: int, early: bool) -> None:
+    model = network("a")
+    history = fit(model, "a", TRAIN, VAL, loss=Scripted(model, [1.0, 2.0]), epochs=epochs, patience=1)
+    assert len(history.val_loss) == 2
+    assert history.stopped_early is early
 
 
 @pytest.mark.parametrize("restore_best", [True, False])

@@ -18,6 +18,11 @@ from rsn2.bench.results import FILE, BenchError, Results, run
 _QUICK = {"seconds": 0.06, "rounds": 9, "limit": 0.5, "patience": 0.3}
 
 
+def _default(name: str) -> str:
+    """For the help: what a setting is by itself."""
+    return f"Default: {getattr(Settings, name):g}, quick {_QUICK[name]:g}."
+
+
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A few of everything, in minutes.")] = False,
     out: Annotated[
@@ -26,9 +31,10 @@ def bench(
     device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     only: Annotated[str, typer.Option(metavar="TEXT", help="Cases whose name holds this, such as 'conv2d'.")] = "",
-    seconds: Annotated[float | None, typer.Option(min=0, help="For each call. Default: 0.3, quick 0.05.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help=f"For each call. {_default('seconds')}")] = None,
     limit: Annotated[
-        float | None, typer.Option(min=0, help="Skip cases whose dense call takes more seconds. Default: 2, quick 0.5.")
+        float | None,
+        typer.Option(min=0, help=f"Skip cases whose dense call takes more seconds. {_default('limit')}"),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Empty the caches before each call.")] = False,
     old: Annotated[

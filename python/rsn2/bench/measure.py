@@ -85,7 +85,7 @@ def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = N
         - "bytes", "macs", "dtype": name -> the least that the call does
         - "loud": samples of each that were taken although something else slowed the core
         - "unavailable": name -> why it was not timed
-        - "wrong": names of this package's calls whose result was not that of the reference
+        - "wrong": names of this package's calls whose result, or gradient of x, was not that of the reference
         - "slow": name -> seconds of one call, of those that were not sampled
         - further facts
     """

@@ -110,7 +110,7 @@ def epoch(case: Case, device: torch.device | str) -> Work:
         ("rsn2", lambda x: as_task(ours, x), parameters(ours, "task0"), "owned"),
         ("masked", with_masks, list(with_masks.parameters()), "all"),
     ):
-        one = _amount(case, kind, 3)
+        one = _amount(case, kind, _passes_of_step(case))
         # Adam reads value, gradient and two moments, and writes all but the gradient.
         adam = 7 * 4 * case.weights * (case.density if kind == "owned" else 1)
         found.add(name, _epoch(run, of, batches), Amount(STEPS * (one.bytes + adam), STEPS * one.macs))
@@ -121,7 +121,7 @@ def epoch(case: Case, device: torch.device | str) -> Work:
 def allocation(case: Case, device: torch.device | str) -> Work:
     """The weights of the last task by the gradient of one batch: `rsn2.allocate` against torch.topk per layer."""
     data = batch(case, device)
-    one = _amount(case, "all", 3)
+    one = _amount(case, "all", _passes_of_step(case))
     # Reads the saliency once, writes a mask.
     amount = Amount(one.bytes + 5 * case.weights, one.macs)
     earlier, fresh = multitask(case, device, case.tasks - 1), [nn.Module()]
@@ -209,7 +209,12 @@ def _topk(network: nn.Module, data: tuple[Tensor, Tensor], free: Tensor, density
     return masks
 
 
-def _amount(case: Case, kind: str, passes: int) -> Amount:
+def _passes_of_step(case: Case) -> float:
+    """Forward, and both gradients; nothing takes that of the first layer's x."""
+    return 3 - 1 / case.shape[1]
+
+
+def _amount(case: Case, kind: str, passes: float) -> Amount:
     """Each weight, with an index of 2 bytes if "owned", and each layer's input and result once per pass."""
     width, hidden = case.shape
     weights, size = (case.weights * case.density, 6) if kind == "owned" else (case.weights, 4)

@@ -15,7 +15,7 @@ from rsn2.bench.work import UnavailableError, Work, WrongResultError
 # Of the largest value of the reference. Sums of some thousand products, rounded to the type at the end.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 
-# Rows of x whose result is compared before anything is timed.
+# Rows of x whose result, and whose gradient, is compared before anything is timed.
 _CHECKED_ROWS = 16
 # The definition that the others are tested against, which `backend=None` never chooses.
 _NOT_TIMED = ("reference",)
@@ -39,12 +39,18 @@ def work(case: Case, device: torch.device | str) -> Work:
     }
     rows = min(_CHECKED_ROWS, case.batch)
     expected = problem.reference(rows)
+    if case.training:
+        generator = torch.Generator().manual_seed(2)
+        dy = torch.randn(case.batch, *expected.shape[1:], generator=generator).to(device, problem.dtype)
+        expected_gradient = problem.reference_gradient(dy[:rows])
     errors: dict[str, float] = {}
     wrong: list[str] = []
     for name, make in makers.items():
         try:
             candidate = make(problem)
             errors[name] = checked(candidate, expected, case.dtype)
+            if case.training:
+                errors[name] = max(errors[name], checked_gradient(candidate, problem, dy, expected_gradient))
             call = candidate.call(case.training)
             call()
         except torch.OutOfMemoryError:
@@ -84,8 +90,26 @@ def checked(candidate: Candidate, expected: Tensor, dtype: str) -> float:
         WrongResultError: if it is more than the type explains: then it is another product.
     """
     with torch.no_grad():
-        result = candidate.forward()[: len(expected)].double()
-    error = float((result - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        result = candidate.forward()
+    return _compared("result", result, expected, dtype)
+
+
+def checked_gradient(candidate: Candidate, problem: Problem, dy: Tensor, expected: Tensor) -> float:
+    """The same of the gradient of x for this gradient of the result.
+
+    Raises:
+        WrongResultError: if it is more than the type explains.
+    """
+    dx, *others = torch.autograd.grad(candidate.forward(), candidate.inputs, dy)
+    if candidate.inputs[0] is not problem.x:
+        parts = [dx, *others[: problem.case.tasks - 1]]
+        dx = torch.cat(parts)[torch.cat(problem.rows_of_task).argsort()]
+    return _compared("gradient of x", dx, expected, problem.case.dtype)
+
+
+def _compared(what: str, found: Tensor, expected: Tensor, dtype: str) -> float:
+    """The largest error of the first rows, as a share of the largest value; raises if it is more than allowed."""
+    error = float((found[: len(expected)].double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= TOLERANCE[dtype]:
-        raise WrongResultError(f"its result is off by {error:.2g} of the largest value: not timed")
+        raise WrongResultError(f"its {what} is off by {error:.2g} of the largest value: not timed")
     return error

@@ -49,8 +49,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     memory = [record for record in results.records if "memory" in record and record["case"]["axis"] != "weights"]
     curves = [each for each in growths(results.records) if each.what in ("seconds", "total", "disk")]
     pictures: list[tuple[str, Sequence[Any], Callable[[Any], Any]]] = [
-        ("speed.png", usual, lambda of: speed(of, doubt)),
-        ("speed-types-and-masks.png", others, lambda of: speed(of, doubt)),
+        ("speed.png", [row for row in usual if row.ours], lambda of: speed(of, doubt)),
+        ("speed-types-and-masks.png", [row for row in others if row.ours], lambda of: speed(of, doubt)),
         ("roofline.png", [row for row in usual if row.case.op != "grouped_linear"], lambda of: roofline(of, results)),
         ("winners.png", usual, lambda of: winning(of, doubt)),
         ("winners-types-and-masks.png", others, lambda of: winning(of, doubt)),
@@ -66,8 +66,13 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def speed(found: Sequence[Row], doubt: str = "") -> Any:
-    """Times as fast as the baseline against density, a line per batch; a panel per product, forward and training."""
-    families = _families([row for row in found if row.ours])
+    """Times as fast as the baseline against density, a line per batch; a panel per product, forward and training.
+
+    Args:
+        found: rows of this package, at least one.
+        doubt: what the title says of noise.
+    """
+    families = _families(found)
     batches = sorted({row.case.batch for row in found})
     colours = figures.shades(batches)
     figure, panels = figures.panels(len(families), 3.9, 3.2)

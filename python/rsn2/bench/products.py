@@ -68,26 +68,48 @@ class Problem:
 
     def reference(self, rows: int) -> Tensor:
         """The result for the first rows (or images) of x, float64."""
-        x, weights = self.x.detach()[:rows].double(), [weight.detach().double() for weight in self.weights]
-        if self.case.op != "grouped_linear":
-            return self.dense(x, weights[0])
-        return torch.stack([F.linear(x[row], weights[int(self.task_of_row[row])]) for row in range(len(x))])
+        return self._product(self.x.detach()[:rows].double())
+
+    def reference_gradient(self, dy: Tensor) -> Tensor:
+        """The gradient of the first rows (or images) of x, float64, by that of the result's first rows."""
+        x = self.x.detach()[: len(dy)].double().requires_grad_()
+        (dx,) = torch.autograd.grad(self._product(x), x, dy.double())
+        return dx
 
     def amount(self, kind: str) -> Amount:
         """The least to be done, by what visits "all" weights, the "owned" ones, or "half" of all.
 
         Each operand is read or written once. An owned weight has an index of 2 bytes, or of 4 where a row is longer
-        than 65536; of a pair of 2:4 weights it is half a byte. A training step does all three times.
+        than 65536; of a pair of 2:4 weights it is half a byte. A weight is multiplied by each row of its task, and in a
+        convolution wherever it does not meet padding. A training step does all three times.
         """
         case, size = self.case, self.dtype.itemsize
         rows, cols = self.masks[0].shape
-        all_weights = rows * cols * case.tasks
-        weights = {"all": all_weights, "half": all_weights // 2, "owned": sum(each.nnz for each in self.patterns)}[kind]
+        counts = [
+            {"all": rows * cols, "half": rows * cols // 2, "owned": pattern.nnz}[kind] for pattern in self.patterns
+        ]
         index = {"all": 0.0, "half": 0.25, "owned": 2.0 if cols <= 1 << 16 else 4.0}[kind]
         results = case.batch * rows * (case.shape[2] ** 2 if self.is_conv else 1)
-        moved = weights * (size + index) + (self.x.numel() + results) * size
+        moved = sum(counts) * (size + index) + (self.x.numel() + results) * size
+        if self.is_conv:
+            macs = case.batch * self._macs_of_image(torch.ones_like(self.masks[0]) if kind == "all" else self.masks[0])
+        else:
+            macs = sum(count * len(of_task) for count, of_task in zip(counts, self.rows_of_task, strict=True))
         passes = 3 if case.training else 1
-        return Amount(passes * moved, passes * weights * case.positions, case.dtype)
+        return Amount(passes * moved, passes * macs, case.dtype)
+
+    def _macs_of_image(self, mask: Tensor) -> int:
+        """Multiply-adds of one image's forward product: at its edges, outer weights of the kernels meet padding."""
+        side = self.case.shape[2]
+        inside = torch.tensor([side - 1, side, side - 1], device=self.device)
+        return int((mask.view(-1, 9).sum(0) * torch.outer(inside, inside).flatten()).sum())
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Of the first rows (or images) of x, which are float64, with the weights in float64."""
+        weights = [weight.detach().double() for weight in self.weights]
+        if self.case.op != "grouped_linear":
+            return self.dense(x, weights[0])
+        return torch.stack([F.linear(x[row], weights[int(self.task_of_row[row])]) for row in range(len(x))])
 
     def _operand(self, values: Tensor) -> Tensor:
         return values.to(self.device, self.dtype).requires_grad_()
@@ -99,7 +121,7 @@ class Candidate:
 
     Attributes:
         forward: gives ``[batch, rows]``, or images.
-        inputs: what a training step takes gradients of: x, then the weights.
+        inputs: what a training step takes gradients of: x, or the part of it of each task, then the weights.
         kind: the weights it visits: "all", "owned" or "half".
     """
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rsn2 import machine
-from rsn2.bench.baselines import DENSE, OURS, SEPARATE
+from rsn2.bench.baselines import DENSE, OURS
 from rsn2.bench.cases import Case
 from rsn2.bench.measure import Record, Settings, keep_memory, merged, record
 from rsn2.bench.noise import Verdict, control_error, ratio, verdict
@@ -20,11 +20,11 @@ from rsn2.bench.peaks import Peaks, best_of, measure_peaks
 from rsn2.bench.quiet import Probe
 
 FORMAT = 1
-DENSE_CALLS = (DENSE, SEPARATE)
 # Cases that are measured in turn, pass by pass, before what the machine reaches is measured again.
 _BETWEEN_PEAKS = 25
 FILE = "bench.json"
 UNFINISHED = "unfinished.jsonl"
+_OF_TIMED = ("baseline", "bytes", "macs", "dtype")
 
 Tell = Callable[[str, int, int], None]
 
@@ -60,11 +60,14 @@ class Results:
 
     @property
     def peak(self) -> Peaks:
-        """The best that the machine reached: when it was measured, and in any dense call. Less is contention."""
+        """The best that the machine reached: when it was measured, and in the dense call of any linear case.
+
+        Less is contention. What other calls multiply depends on how a library goes about it.
+        """
         dense = [
-            {found["dtype"][name]: found["macs"][name] / median(found["seconds"][name])}
+            {found["dtype"][DENSE]: found["macs"][DENSE] / median(found["seconds"][DENSE])}
             for found in self.records
-            if (name := found.get("baseline")) in DENSE_CALLS
+            if found["case"]["op"] == "linear" and "seconds" in found
         ]
         return best_of([*self.peaks, *dense])
 
@@ -80,7 +83,7 @@ class Results:
 
     @property
     def wrong(self) -> list[str]:
-        """Calls of this package whose result was not that of the reference, with their cases."""
+        """Calls of this package whose result, or gradient of x, was not that of the reference, with their cases."""
         return [f"{name} in {found['key']}" for found in self.records for name in found.get("wrong", ())]
 
     def write(self, path: Path) -> None:
@@ -108,7 +111,8 @@ class Results:
             if content["format"] != FORMAT:
                 raise BenchError(f"{path}: expected format {FORMAT}. Got {content['format']}.")
             about = {key: content[key] for key in ("machine", "commit", "settings", "finished") if key in content}
-            return cls(about, content["peaks"], content["records"], content["loads"])
+            records = [_checked(found) for found in content["records"]]
+            return cls(about, content["peaks"], records, content["loads"])
         except (ValueError, KeyError, TypeError) as error:
             raise BenchError(f"{path}: no results file of `rsn2 bench` ({error!r}).") from error
 
@@ -182,24 +186,48 @@ def _done(results: Results, case: Case, turn: int) -> bool:
     return known is not None and (known["passes"] > turn or "seconds" not in known)
 
 
+def _checked(found: Any, *needed: str) -> Record:
+    """A record from JSON.
+
+    Raises:
+        TypeError: if it, or its case, is none.
+        KeyError: if it lacks what every record has, or what is needed here.
+    """
+    for name in ("key", "case", *needed, *(_OF_TIMED if "seconds" in found else ())):
+        found[name]
+    Case.from_dict(found["case"])
+    known: Record = found
+    return known
+
+
 def _resumed(path: Path, about: dict[str, Any]) -> Results:
-    """What an interrupted run left; a last line that was cut off does not count, and is taken away."""
+    """What an interrupted run left; a last line that was cut off does not count, and is taken away.
+
+    Raises:
+        BenchError: if it is a run with another `about`, or another line is broken.
+    """
     results, whole = Results(about), []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break
-        ((kind, what),) = json.loads(line).items()
-        if kind == "about" and (other := [key for key in about if json.loads(json.dumps(about[key])) != what[key]]):
+        try:
+            ((kind, what),) = json.loads(line).items()
+            if kind == "about" and (other := [key for key in about if json.loads(json.dumps(about[key])) != what[key]]):
+                raise BenchError(
+                    f"{path}: an unfinished run with another {', '.join(other)}. Go on with it there, give another "
+                    f"folder, or remove it with --fresh."
+                )
+            if kind == "load":
+                results.loads.append(what)
+            elif kind == "peaks":
+                results.peaks.append(what)
+            elif kind == "record":
+                results.add(_checked(what, "passes", "taken"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(
-                f"{path}: an unfinished run with another {', '.join(other)}. Go on with it there, give another folder, "
-                f"or remove it with --fresh."
-            )
-        if kind == "load":
-            results.loads.append(what)
-        elif kind == "peaks":
-            results.peaks.append(what)
-        elif kind == "record":
-            results.add(what)
+                f"{path}: line {number} is none of an unfinished run ({error!r}). Give another folder, or remove it "
+                f"with --fresh."
+            ) from error
         whole.append(line)
-    path.write_text("".join(whole), encoding="utf-8")
+    path.write_bytes(b"".join(whole))
     return results

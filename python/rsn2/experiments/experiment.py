@@ -1,7 +1,7 @@
 """What a run is about: problems, the tasks that are trained on them in stages, and the dense controls beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -116,7 +116,7 @@ class Experiment:
         ensembles: name -> tasks of one problem, whose probabilities are averaged.
         metadata: kept in the checkpoint; JSON.
         precision: what forward passes compute in, of the network and of its controls.
-        settings: all that determines the result; JSON. A folder goes on with a run of equal settings only.
+        settings: what else determines the result, such as the seed and the data; JSON.
     """
 
     build: Callable[[], nn.Module]
@@ -128,3 +128,28 @@ class Experiment:
     metadata: dict[str, Any] = field(default_factory=dict)
     precision: Precision = "float32"
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> Sequence[Stage]:
+        """The stages; where they follow from the controls, as if these knew all classes alike."""
+        if not callable(self.stages):
+            return self.stages
+        return self.stages({name: [0.0] * len(each.problem.classes) for name, each in self.controls.items()})
+
+    def described(self) -> dict[str, Any]:
+        """All that determines the result, as JSON."""
+        stages = [
+            {
+                "tasks": [[task.name, task.density, task.layers, task.share] for task in stage.tasks],
+                "training": asdict(stage.training),
+                "warm_up": stage.warm_up,
+            }
+            for stage in self.planned
+        ]
+        return {
+            **self.settings,
+            "precision": self.precision,
+            "allocation": asdict(self.allocation),
+            "stages": stages,
+            "controls": {name: asdict(each.training) for name, each in self.controls.items()},
+        }

@@ -18,7 +18,6 @@ from rsn2.experiments import measures, plots, reload
 from rsn2.experiments.audit import bits_of, count_changed
 from rsn2.experiments.experiment import Experiment, Problem, Stage, Task
 from rsn2.experiments.folder import RunFolder
-from rsn2.experiments.settings import Training
 from rsn2.report import report
 from rsn2.tasks import finalize, own_tensors, parameters, slots_of
 from rsn2.training import History, predict
@@ -82,7 +81,6 @@ class Findings:
         tasks, answers = self.tasks, self.after[-1]
         training = {task.name: stage.training for stage in self.stages for task in stage.tasks}
         # Finalized, a network has no free weights left to count.
-        backends = {task.name: _backends(self.model, task, training[task.name]) for task in tasks}
         continual = self._continual()
         sizes = self._sizes()
         finalize(self.model)
@@ -120,8 +118,10 @@ class Findings:
             "task_losses": losses,
             "optimizer": {name: each.optimizer for name, each in training.items()},
             "training": {name: asdict(each) for name, each in training.items()},
+            "control_training": {name: asdict(experiment.controls[name].training) for name in self.dense},
+            "training_seconds": self._seconds(),
             "allocation": asdict(experiment.allocation),
-            "backend": {"chosen": backends, "available_backends": rk.available_backends()},
+            "available_backends": rk.available_backends(),
             "threads": torch.get_num_threads(),
             "versions": _versions(),
         }
@@ -173,6 +173,14 @@ class Findings:
             "average_accuracy": measures.average_accuracy(scores, errors) if some else None,
             "backward_transfer": measures.backward_transfer(scores, errors),
             "capacity": measures.capacity_used(self.model),
+        }
+
+    def _seconds(self) -> dict[str, float]:
+        """Of all trainings, over all starts of the run; tasks that were trained at once share theirs."""
+        network = (self.trained[stage.tasks[0].name].history for stage in self.stages)
+        return {
+            "network": sum(second for history in network for second in history.seconds),
+            "controls": sum(second for each in self.dense.values() for second in each.history.seconds),
         }
 
     def _curves(self) -> dict[str, dict[str, dict[str, tuple[float, ...]]]]:
@@ -233,16 +241,6 @@ def ask(model: nn.Module, task: str, problem: Problem) -> Answers:
     outputs = predict(model, task, x).float().cpu()
     f1 = measures.f1_per_class(outputs, target) if problem.classes else []
     return Answers(outputs, problem.score(outputs, target), problem.loss(outputs, target).item(), f1)
-
-
-def _backends(model: nn.Module, task: Task, training: Training) -> dict[str, str]:
-    """What each shared linear layer runs on while the task trains."""
-    chosen = {}
-    batch = min(training.batch_size, len(task.problem.train[0]))
-    for name, layer, slot in slots_of(model, task.name):
-        values = layer.values[str(slot)]
-        chosen[name] = rk.explain("linear", layer.pattern(slot), batch, values.dtype, values.device).backend
-    return chosen
 
 
 def _dense_bytes(model: nn.Module, task: str) -> int:

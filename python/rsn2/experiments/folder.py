@@ -54,8 +54,11 @@ class RunFolder:
             for each in (self._resume, self.events):
                 shutil.rmtree(each, ignore_errors=True)
         self._resume.mkdir(parents=True, exist_ok=True)
-        state = _read(self._state) or {"settings": self._settings, "seconds": 0.0}
-        known = state["settings"]
+        state = _read(self._state)
+        if state is None:
+            state = {"settings": self._settings, "seconds": 0.0}
+        if not (isinstance(known := state.get("settings"), dict) and isinstance(state.get("seconds"), float)):
+            raise RunError(f"{self._state}: not written by a run; start anew with --fresh.")
         different = [key for key in {*known, *self._settings} if known.get(key) != self._settings.get(key)]
         if different:
             raise RunError(
@@ -92,10 +95,24 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: not JSON ({error}); start anew with --fresh.") from error
+        content = read_json(path)
+    except ValueError as error:
+        raise RunError(f"{error}; start anew with --fresh.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: expected a table in JSON. Got {type(content).__name__}; start anew with --fresh.")
     return content
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: names the file, if it is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

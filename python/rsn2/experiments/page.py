@@ -4,7 +4,6 @@ python -m rsn2.experiments.page [RESULTS] [OUT]
 """
 
 import argparse
-import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from rsn2 import markdown
 from rsn2.experiments import study_tables
+from rsn2.experiments.folder import read_json
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, SIZES, F1Row
 from rsn2.experiments.wording import MSE_DECIMALS, as_in_paper, counted, digits, listed, share_of, spread
@@ -31,8 +31,9 @@ _ROUNDING = 1e-9
 
 _INTRO = (
     "The paper's six experiments, on real data: several tasks in one network, each on its own weights (RSN2), against "
-    "a dense network of the same shape for each task (control), trained the same way, and against the paper's figures. "
-    "Training stops when the validation loss has not fallen by more than 0.01 for 3 epochs (5 in experiment 5). "
+    "a dense network of the same shape (control), and against the paper's figures. Training stops when the validation "
+    "loss has not fallen by more than 0.01 for 3 epochs (5 in experiment 5); tasks trained at once stop by the sum of "
+    "theirs. "
     "Figures are of the test set: the mean over the seeds ± their sample standard deviation, with the number of seeds "
     "in brackets. `python -m rsn2.experiments.page` writes this page from what `rsn2 experiment N` left in `results`, "
     "one file for each seed.",
@@ -57,14 +58,14 @@ def load_results(folder: Path) -> dict[int, list[Result]]:
     """Experiment -> its results by seed, both rising, from the files ``experiment-N-seed-S.json`` of a folder.
 
     Raises:
-        ValueError: names the file, if one is of another experiment or seed than its name says or of a quick run, or
-            the files of one experiment differ in what they ran.
+        ValueError: names the file, if one is no JSON, is of another experiment or seed than its name says or of a
+            quick run, or the files of one experiment differ in what they ran.
     """
     found: dict[int, dict[int, Result]] = {}
     for path in sorted(folder.glob("experiment-*-seed-*.json")):
         if named := re.fullmatch(r"experiment-(\d+)-seed-(\d+)\.json", path.name):
             experiment, seed = map(int, named.groups())
-            result: Result = json.loads(path.read_text(encoding="utf-8"))
+            result: Result = read_json(path)
             if (result["experiment"], result["seed"]) != (experiment, seed):
                 raise ValueError(
                     f"{path}: expected experiment {experiment}, seed {seed}. "
@@ -118,7 +119,9 @@ def _kind(result: Result) -> dict[str, Any]:
 
 
 def _training(result: Result) -> dict[str, dict[str, Any]]:
-    return {task: _without_seed(settings) for task, settings in result["training"].items()}
+    """Of tasks and controls."""
+    controls = {f"{name} (control)": settings for name, settings in result["control_training"].items()}
+    return {name: _without_seed(settings) for name, settings in (result["training"] | controls).items()}
 
 
 def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,8 +233,9 @@ def _sizes(number: int, results: Sequence[Result]) -> list[str]:
     )
     layers = share_of(mean("multitask_layers", "weights"), mean("multitask_layers", "dense"))
     lines = [
-        f"Size: {weights} of the dense controls together; with optimizer state {with_optimizer}. "
-        f"The pruned layers alone: {layers} that they take in the controls."
+        f"Size: {weights} of {counted(len(results[0]['control_training']), 'dense control')}; with optimizer state "
+        f"{with_optimizer}. The pruned layers alone: {layers} that they take in "
+        f"{counted(len(results[0]['training']), 'dense network')}."
     ]
     if number in SIZES:
         lines.append(f"The paper's sizes on disk: {share_of(*SIZES[number])}.")
@@ -253,7 +257,7 @@ def _continual(results: Sequence[Result]) -> str:
 
 
 def _training_lines(results: Sequence[Result]) -> list[str]:
-    """Tasks with equal settings in one line."""
+    """Tasks and controls with equal settings in one line."""
     groups: dict[str, list[str]] = {}
     for task, settings in _training(results[0]).items():
         groups.setdefault(listed(settings), []).append(task)
@@ -266,8 +270,13 @@ def _machine(results: Sequence[Result]) -> str:
         for machine in (result["machine"] for result in results)
     )
     torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)
-    minutes = _mean([result["seconds"] for result in results]) / 60
-    return f"{'; '.join(places)}; {', '.join(torch)}; {minutes:.1f} minutes a run, controls included."
+    minutes = {
+        part: _mean([result["training_seconds"][part] for result in results]) / 60 for part in ("network", "controls")
+    }
+    return (
+        f"{'; '.join(places)}; {', '.join(torch)}; {minutes['network']:.1f} minutes of training a run, and "
+        f"{minutes['controls']:.1f} of its controls."
+    )
 
 
 # The appendix

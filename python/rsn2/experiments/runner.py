@@ -5,6 +5,7 @@ experiment tells it. All it does is repeatable, so that an interrupted run goes 
 resume files of `rsn2.fit` give back at once what was trained before.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from rsn2 import extras
-from rsn2.allocate import allocate
+from rsn2.allocate import AllocationError, allocate
 from rsn2.convert import convert
 from rsn2.data import batches_of, nbytes_of
 from rsn2.experiments.audit import bits_of
@@ -59,6 +60,7 @@ def run(
 
     Raises:
         RunError: if the folder holds a run with other settings.
+        AllocationError: before anything is trained, if a task would find no room, or not in the form asked for.
         AuditError: after the report is written, if a value of a finished task changed, or the saved network
             answers differently in a new process.
         MissingPackageError: if matplotlib, scikit-learn, or the tensorboard that was asked for is not installed.
@@ -66,12 +68,13 @@ def run(
     for package in ("matplotlib", "sklearn"):  # before the training, not after it
         extras.load(package)
     folder = RunFolder(path)
-    folder.enter({**experiment.settings, "threads": torch.get_num_threads(), "device": str(device)}, fresh)
+    folder.enter({**experiment.described(), "threads": torch.get_num_threads(), "device": str(device)}, fresh)
     controls = (controls or callable(experiment.stages)) and bool(experiment.controls)
     finished = folder.read_report()
     if finished is not None and not _failures(finished) and not (controls and _lacks_controls(finished)):
-        _tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
+        tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
+    _check_room(experiment)
     board = Board(folder.events if tensorboard else None)
     with computed_in(experiment.precision, device):
         found = _train_all(experiment, folder, board, controls, control_folder, device, console)
@@ -80,6 +83,26 @@ def run(
     if failures := _failures(result):
         raise AuditError(f"{'; '.join(failures)}; see {folder.report}.")
     return result
+
+
+def _check_room(experiment: Experiment) -> None:
+    """Allocate all tasks at random, in a network that is thrown away."""
+    model, how = convert(experiment.build()), experiment.allocation
+    with warnings.catch_warnings(action="ignore"):
+        for task in (task for stage in experiment.planned for task in stage.tasks):
+            try:
+                allocate(
+                    model,
+                    task.name,
+                    task.density,
+                    criterion="random",
+                    scope=how.scope,
+                    granularity=how.granularity,
+                    layers=task.layers,
+                    share=task.share,
+                )
+            except ValueError as error:
+                raise AllocationError(str(error)) from error
 
 
 def _train_all(
@@ -94,7 +117,7 @@ def _train_all(
     """The controls, then the network of all tasks, stage by stage."""
     dense: dict[str, Trained] = {}
     for name, control in experiment.controls.items() if controls else ():
-        _tell(console, f"{name}: dense control, {len(control.problem.train[0])} samples")
+        tell(console, f"{name}: dense control, {len(control.problem.train[0])} samples")
         dense[name] = _train_control(control, folder.resume_file(f"{name}.control"), control_folder, device, console)
         board.add_history(f"{name} (control)", dense[name].history)
         folder.keep_time()
@@ -135,7 +158,8 @@ def _lacks_controls(result: Mapping[str, Any]) -> bool:
     return any(task["control"] is None for task in result["tasks"])
 
 
-def _tell(console: Console | None, text: str) -> None:
+def tell(console: Console | None, text: str) -> None:
+    """Print a line of progress, if anybody listens."""
     if console is not None:
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -148,7 +172,9 @@ def _train_control(
     allocate(model, control.task, 1.0, criterion="magnitude")
     if shared is not None and control.file is not None:
         shared.mkdir(parents=True, exist_ok=True)
-        resume = shared / f"{control.file}.safetensors"
+        # What it took is compared with what the network takes: on the same device, with as many threads.
+        where = f"{torch.device(device)}-{torch.get_num_threads()}".replace(":", "-")
+        resume = shared / f"{control.file}-{where}.safetensors"
     history = _fit(model, {control.task: control.problem}, control.training, resume, console)[control.task]
     own = own_tensors(model, control.task)
     on_disk = len(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}))
@@ -162,7 +188,7 @@ def _allocate_all(
     how, training = experiment.allocation, stage.training
     for task in stage.tasks:
         problem = task.problem
-        _tell(console, f"{task.name}: {len(problem.train[0])} samples, density {task.density}")
+        tell(console, f"{task.name}: {len(problem.train[0])} samples, density {task.density}")
         start = None
         if stage.warm_up:
             start = warm_up(

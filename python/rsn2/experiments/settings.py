@@ -23,7 +23,7 @@ def computed_in(precision: Precision, device: torch.device | str) -> AbstractCon
 
 @dataclass(frozen=True)
 class Training:
-    """One task's training, the same for its control.
+    """How tasks are trained, or a control.
 
     Attributes:
         optimizer: "adam", "adamw" or "sgd".
@@ -80,5 +80,5 @@ class Allocation:
         x, target = data
         if self.samples is None or self.samples >= len(x):
             return data
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: self.samples]
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")[: self.samples]
         return x[chosen], target[chosen]

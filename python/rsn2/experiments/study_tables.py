@@ -1,12 +1,12 @@
 """The studies on docs/experiments.md: tables from the results files that `rsn2 study` wrote, and its pictures."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsn2 import markdown
+from rsn2.experiments.folder import read_json
 from rsn2.experiments.wording import counted, digits, listed, setting, spread
 
 _SPARSITY = (
@@ -27,7 +27,11 @@ _ALLOCATION = (
 
 
 def sections(folder: Path) -> list[str]:
-    """What is on the page of the studies in a folder of results, in Markdown; nothing if there are none."""
+    """What is on the page of the studies in a folder of results, in Markdown; nothing if there are none.
+
+    Raises:
+        ValueError: names the file, if one is no JSON or of a quick run.
+    """
     parts = [part for path in sorted(folder.glob("study-sparsity-*.json")) for part in _sparsity(path)]
     if (path := folder / "study-tasks.json").exists():
         parts += _tasks(path)
@@ -36,8 +40,15 @@ def sections(folder: Path) -> list[str]:
     return parts
 
 
+def _read(path: Path) -> Any:
+    found = read_json(path)
+    if any(options["quick"] for options in found["options"]):
+        raise ValueError(f"{path}: expected whole runs. Got some with --quick, which are no result.")
+    return found
+
+
 def _sparsity(path: Path) -> list[str]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read(path)
     points = found["points"]
     tasks = list(dict.fromkeys(point["task"] for point in points))
     parts = [f"## How sparse a task may be: experiment {found['experiment']}", markdown.wrapped(_SPARSITY)]
@@ -52,7 +63,7 @@ def _sparsity(path: Path) -> list[str]:
 
 
 def _tasks(path: Path) -> list[str]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read(path)
     rows = [
         [
             f"{run['density']:g}",
@@ -72,7 +83,7 @@ def _tasks(path: Path) -> list[str]:
 
 
 def _allocation(path: Path) -> list[str]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read(path)
     runs = found["runs"]
     places = range(len(runs[0]["accuracies"]))
     rows = []

@@ -61,7 +61,7 @@ def show_rows(result: Mapping[str, Any], written: Sequence[Path], console: Conso
     console.print(table)
     size, dense = result["bytes"]["network"]["weights"], result["bytes"]["controls"]["weights"]
     same = "bitwise equal to" if result["predictions_unchanged"] else "DIFFERENT from"
-    changed = sum(row["values_changed"] for row in result["rows"])
+    changed = sum(row["values_changed"] for row in result["rows"] if row["name"] in result["training"])
     for line in (
         f"each task's predictions at the end: {same} those right after its training; {changed} values changed",
         f"on disk: {size / 1e6:.1f} MB, {size / max(1, dense):.0%} of its dense controls' {dense / 1e6:.1f} MB",

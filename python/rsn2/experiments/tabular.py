@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
-from rsn2.experiments.datasets import Scaling, file_sha256, load_split, numbers, read_rows
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task
 from rsn2.experiments.measures import mean_squared_error
+from rsn2.experiments.tables import Scaling, file_sha256, load_split, numbers, read_rows
 from rsn2.nn import PerTask
 from rsn2.sealed import CheckpointError
 from rsn2.training import predict

@@ -1,8 +1,7 @@
 """Layers that hold many tasks: shared sparse weights, and the small parts that each task keeps for itself."""
 
 from rsn2.nn.attention import MultitaskMultiheadAttention
-from rsn2.nn.conv import MultitaskConv2d
-from rsn2.nn.conv1d import MultitaskConv1d
+from rsn2.nn.conv import MultitaskConv1d, MultitaskConv2d
 from rsn2.nn.layer import MultitaskLayer
 from rsn2.nn.linear import MultitaskLinear
 from rsn2.nn.per_task import (

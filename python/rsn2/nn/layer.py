@@ -143,22 +143,54 @@ class MultitaskLayer(nn.Module, ABC):
 
         Raises:
             TaskError: if the task is here already, or the layer is finalized.
-            rsn2_kernels.OverlapError: if a position is owned. Nothing changes in either case.
+            ValueError: if a tensor is of another shape, or ``mask`` is not bool.
+            rsn2_kernels.OverlapError: if a position is owned. Nothing has changed after any error.
         """
         self._check_new(task)
         if self.pool is None:
             raise TaskError(f"task {task!r} cannot be added: the layer is finalized, its free weights are gone.")
-        slot = next(number for number in range(len(self.densities) + 1) if number not in self.densities)
-        self.owners.claim(slot, mask)
+        pattern = SparsePattern.from_mask(mask)
+        whole, rows = self.owners.shape, self.owners.shape[:1]
+        for name, given, shape in (
+            ("mask", mask, whole),
+            ("scale", scale, rows),
+            ("initial", initial, self.weight_shape),
+            ("bias", bias, rows),
+        ):
+            if given is not None and tuple(given.shape) != shape:
+                raise ValueError(f"{name}: expected shape {shape}. Got {tuple(given.shape)}.")
         dense = (self.pool if initial is None else initial.detach().to(self.pool)).flatten(1)
         if scale is not None:
             dense = (dense.to(scale.dtype) * scale.unsqueeze(1)).to(dense.dtype)
-        self.slots[task] = slot
-        self.densities[slot] = density
-        self.values[str(slot)] = nn.Parameter(self.pattern(slot).pack(dense))
+        values = nn.Parameter(pattern.pack(dense))
+        slot = next(number for number in range(len(self.densities) + 1) if number not in self.densities)
+        own_bias = None
         if self.initial_bias is not None:
             start = self.initial_bias if bias is None else bias.detach().to(self.initial_bias)
-            self.biases[str(slot)] = nn.Parameter(start.clone())
+            own_bias = nn.Parameter(start.clone())
+        self.owners.claim(slot, mask)  # the last that can fail
+        self.slots[task] = slot
+        self.densities[slot] = density
+        self._patterns[slot] = pattern
+        self.values[str(slot)] = values
+        if own_bias is not None:
+            self.biases[str(slot)] = own_bias
+
+    def remove_task(self, task: str) -> None:
+        """Take a task out; its positions are free as they were before it, unless other tasks share its slot.
+
+        Raises:
+            TaskError: if the task has none here.
+        """
+        slot = self.slot(task)
+        del self.slots[task]
+        if self.holders(slot):
+            return
+        self.owners.release(slot)
+        self._patterns.pop(slot, None)
+        del self.densities[slot], self.values[str(slot)]
+        if str(slot) in self.biases:
+            del self.biases[str(slot)]
 
     def share_task(self, task: str, holder: str) -> None:
         """Give a new task the slot of another: the same positions, values and bias, without a copy.

@@ -37,6 +37,7 @@ class PerTask(nn.Module):
                 _check_plain(argument, module)
         self.by_task = nn.ModuleDict()
         self.template = copy.deepcopy(template).requires_grad_(False) if template is not None else None
+        self._trainable = _trainable(template)
         holders: dict[int, str] = {}
         for task, module in (modules or {}).items():
             check_task_name(task)
@@ -65,7 +66,7 @@ class PerTask(nn.Module):
         return self.by_task[_key(task)]
 
     def add_task(self, task: str) -> None:
-        """Give a new task its copy of the template.
+        """Give a new task its copy of the template; what was frozen in the module given as template is frozen in it.
 
         Raises:
             TaskError: if the task has a module here, or there is no template to copy.
@@ -75,7 +76,10 @@ class PerTask(nn.Module):
             raise TaskError(f"task {task!r} has a module here already.")
         if self.template is None:
             raise TaskError(f"task {task!r} has no module here, and there is no template. Tasks: {list(self.tasks)}.")
-        self.by_task[_key(task)] = copy.deepcopy(self.template).requires_grad_(True)
+        module = copy.deepcopy(self.template)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in self._trainable)
+        self.by_task[_key(task)] = module
 
     def remove_task(self, task: str) -> None:
         """Drop a task's module."""
@@ -94,11 +98,15 @@ class PerTask(nn.Module):
         return {"tasks": list(self.tasks), "has_template": self.template is not None}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Make the copies that a state dict's tensors are loaded into."""
-        for task in set(state["tasks"]) - set(self.tasks):
-            self.add_task(task)
-        for task in set(self.tasks) - set(state["tasks"]):
-            self.remove_task(task)
+        """Make the copies that a state dict's tensors are loaded into, in its order."""
+        for task in state["tasks"]:
+            if task not in self.tasks:
+                self.add_task(task)
+        for task in self.tasks:
+            if task not in state["tasks"]:
+                self.remove_task(task)
+        for task in state["tasks"]:  # each to the end: then they are in this order
+            self.by_task[_key(task)] = self.by_task.pop(_key(task))
         if not state["has_template"]:
             self.finalize()
 
@@ -138,6 +146,12 @@ def _check_plain(argument: str, module: nn.Module | None) -> None:
                 f"{argument}: expected ordinary modules, all of which is one task's own. Got one with a "
                 f"{type(part).__name__}, which knows tasks itself."
             )
+
+
+def _trainable(template: nn.Module | None) -> frozenset[str]:
+    """Names of the parameters that each task trains in its copy."""
+    named = template.named_parameters() if template is not None else ()
+    return frozenset(name for name, parameter in named if parameter.requires_grad)
 
 
 def _key(task: str) -> str:

@@ -18,7 +18,7 @@ from rsn2.experiments.data.dataset import DataError
 from rsn2.experiments.data.files import Blob, File
 from rsn2.experiments.data.recipe import Prepared, Recipe, expect
 from rsn2.experiments.data.splits import Ints, hold_out
-from rsn2.experiments.datasets import Numbers, Scaling, Table, numbers, read_rows
+from rsn2.experiments.tables import Numbers, Scaling, Table, numbers, read_rows
 
 FEATURES = ("crim", "zn", "indus", "chas", "nox", "rm", "age", "dis", "rad", "tax", "ptratio", "b", "lstat")
 TARGET = "medv"
@@ -42,7 +42,7 @@ class _Houses:
 def _from_files(blobs: Sequence[Blob]) -> _Houses:
     (blob,) = blobs
     try:
-        header, rows = read_rows(blob.path)
+        header, rows = read_rows(blob.path, blob.raw)
         expect(header == [*FEATURES, TARGET], str(blob.path), f"columns {[*FEATURES, TARGET]}", header)
         return _Houses(str(blob.path), numbers(blob.path, header, rows, header))
     except ConfigError as error:

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-_ABOUT = "about"
+from rsn2.sealed import CheckpointError, read_sealed, write_sealed
+
+_KIND = "rsn2.data"
 
 
 def key(name: str, version: int, hashes: Mapping[str, str]) -> str:
@@ -25,11 +24,10 @@ def find(folder: Path | None, name: str, key: str) -> tuple[dict[str, Tensor], d
     if folder is None or not _path(folder, name, key).is_file():
         return None
     try:
-        with safe_open(_path(folder, name, key), framework="pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()[_ABOUT])
-            return {each: file.get_tensor(each) for each in file.keys()}, about  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        about, tensors = read_sealed(_path(folder, name, key), _KIND, "rsn2")
+    except (OSError, CheckpointError):
         return None
+    return tensors, about
 
 
 def keep(folder: Path | None, name: str, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -37,11 +35,7 @@ def keep(folder: Path | None, name: str, key: str, tensors: Mapping[str, Tensor]
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, name, key)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    whole = {each: tensor.contiguous() for each, tensor in tensors.items()}
-    save_file(whole, partial, metadata={_ABOUT: json.dumps(about)})
-    os.replace(partial, path)
+    write_sealed(_path(folder, name, key), _KIND, about, tensors)
 
 
 def _path(folder: Path, name: str, key: str) -> Path:

@@ -36,6 +36,10 @@ class PaperExperiment(Protocol):
         """Row -> the paper's figures for RSN2 and for the control: accuracy, or mean squared error."""
 
     @property
+    def RATE(self) -> str:
+        """Its learning rates, which the paper does not give."""
+
+    @property
     def NOTES(self) -> tuple[str, ...]:
         """Where it differs from the paper."""
 
@@ -127,14 +131,15 @@ def result_of(number: int, options: Options, report: Mapping[str, Any]) -> dict[
     f1 = {**report["f1"], "rsn2": report["f1"]["rsn2"] | {name: each["f1"] for name, each in ensembles.items()}}
     classes = {name: report["classes"][each["tasks"][0]] for name, each in ensembles.items()} | report["classes"]
     kept: tuple[str, ...] = ("continual", "bytes", "predictions_unchanged", "reload_bitwise_equal", "losses")
-    kept += ("task_losses", "allocation", "training", "backend", "machine", "versions", "seconds")
+    kept += ("task_losses", "allocation", "training", "control_training", "training_seconds")
+    kept += ("available_backends", "machine", "versions", "seconds")
     return {
         "experiment": number,
         "title": module.TITLE,
         "seed": options.seed,
         "quick": options.quick,
         "options": asdict(options),
-        "notes": [*module.NOTES, *options.notes()],
+        "notes": [*([module.RATE] if options.lr is None else []), *module.NOTES, *options.notes()],
         "rows": rows,
         "f1": f1,
         "classes": classes,

@@ -20,12 +20,11 @@ PAPER = {**dict.fromkeys(TASKS[:4], (0.90, 0.92)), "subnetwork_5": (0.92, 0.92),
 LEARNING_RATE, CONTROL_LEARNING_RATE = 4e-3, 2e-3
 # As the paper chooses weights, the fifth subnetwork gets what is left, which carries no signal, and learns nothing.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, scope="column", samples=5120)
-RATE_NOTE = (
+RATE = (
     "The paper gives no learning rate: 0.004, and 0.002 for the control. Of 0.001, 0.002 and 0.004 (the network: 0.002 "
     "and 0.004) each led to the lowest validation loss (seed 0, first task)."
 )
 NOTES = (
-    RATE_NOTE,
     "In the paper's own form (`--scope layer --rescale none --no-flip`) the fifth subnetwork gets the weights that are "
     "left, which carry no signal; the authors' code gave it every weight instead.",
 )

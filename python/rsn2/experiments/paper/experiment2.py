@@ -17,6 +17,7 @@ DATA = ("mnist", "fashion_mnist")
 DENSITY = 0.1
 PAPER = {"mnist": (0.97, 0.97), "fashion_mnist": (0.86, 0.88)}
 ALLOCATION = Allocation(samples=5120)
+RATE = "The paper gives no learning rate: 0.001."
 NOTES = ()
 
 

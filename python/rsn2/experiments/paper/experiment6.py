@@ -18,6 +18,7 @@ DENSITY = 0.1
 PAPER = {"reuters": (0.79, 0.75)}
 ALLOCATION = Allocation(samples=1024)
 WARM_UP = 2
+RATE = "The paper gives no learning rate: 0.001."
 NOTES = (
     "The paper gives 8 heads, feed-forward layers of 1028 and about 35 M parameters; vectors of 960 numbers in one "
     "encoder layer make 35.0 M. Embeddings are not pruned; all linear layers, attention's too, are.",

@@ -87,7 +87,8 @@ class Permutation(nn.Module):
     def __init__(self, pixels: int, seed: int):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("order", torch.randperm(pixels, generator=generator) if seed else torch.arange(pixels))
+        drawn = torch.randperm(pixels, generator=generator, device="cpu")
+        self.register_buffer("order", drawn if seed else torch.arange(pixels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[n, ...]`` to ``[n, pixels]``."""

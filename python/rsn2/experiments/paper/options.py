@@ -84,10 +84,10 @@ class Options:
         self, network: str, task: str, problem: Problem, training: Training, build: Callable[[], nn.Module]
     ) -> Control:
         """A dense control; experiments that have the same ``network`` and problem train it once."""
-        targets = hashlib.sha256()
-        for _, target in (problem.train, problem.val):
-            targets.update(target.contiguous().numpy().data)
-        key = json.dumps([asdict(training), self.precision, len(problem.classes), targets.hexdigest()])
+        data = hashlib.sha256()
+        for tensor in (*problem.train, *problem.val):
+            data.update(tensor.contiguous().numpy().data)
+        key = json.dumps([asdict(training), self.precision, len(problem.classes), data.hexdigest()])
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         return Control(task, problem, training, build, file=f"{network}-{task}-seed-{self.seed}-{digest}")
 

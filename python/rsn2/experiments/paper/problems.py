@@ -58,5 +58,5 @@ def resized(whole: Problem, side: int) -> Problem:
 def _some(data: Part, share: float) -> Part:
     x, target = data
     count = max(1, round(share * len(x)))
-    rows: Tensor = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]
+    rows: Tensor = torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")[:count]
     return x[rows], target[rows]

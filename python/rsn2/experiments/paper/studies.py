@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from rsn2.allocate import AllocationError
 from rsn2.blocks import Granularity
 from rsn2.experiments import paper, plots, runner
 from rsn2.experiments.data import Source, load
@@ -71,22 +72,33 @@ def sparsity(
         The JSON file: "points" with "density", "blocks", "seed", "task", "metric", "value",
         "control" and "seconds_per_epoch".
 
+    A setting that leaves a task without room is left out.
+
     Raises:
-        What :func:`rsn2.experiments.paper.run` raises.
+        What :func:`rsn2.experiments.paper.run` raises; an AllocationError only if nothing can run.
     """
     points: list[dict[str, Any]] = []
     contents: list[dict[str, Any]] = []
     variants: list[tuple[str, dict[str, Any]]] = [(f"density-{each:g}", {"density": each}) for each in densities]
-    variants += [(f"blocks-{rows}x{columns}", {"granularity": (rows, columns)}) for rows, columns in blocks]
+    variants += [
+        (f"blocks-{rows}x{columns}", {"granularity": None if rows == columns == 1 else (rows, columns)})
+        for rows, columns in blocks
+    ]
+    left_out: list[AllocationError] = []
     for seed in options:
         for name, change in variants:
             folder = out / f"experiment-{number}-{name}-seed-{seed.seed}"
-            _tell(console, f"experiment {number}, {name}, seed {seed.seed}")
+            runner.tell(console, f"experiment {number}, {name}, seed {seed.seed}")
             asked = replace(seed, **change)
-            contents.append(paper.run(number, asked, source, folder, device=device, console=console))
+            try:
+                contents.append(paper.run(number, asked, source, folder, device=device, console=console))
+            except AllocationError as error:
+                runner.tell(console, f"left out: {error}")
+                left_out.append(error)
+                continue
             points += [
                 {
-                    "density": row["density"],
+                    "density": change.get("density", row["density"]),
                     "blocks": list(asked.granularity or (1, 1)),
                     "varied": "density" if "density" in change else "blocks",
                     "seed": seed.seed,
@@ -98,9 +110,11 @@ def sparsity(
                 }
                 for row in contents[-1]["rows"]
             ]
+    if not points:
+        raise left_out[0]
     kept = {key: contents[0][key] for key in ("experiment", "title", "notes", "allocation", "machine", "versions")}
     path = results / f"study-sparsity-experiment-{number}.json"
-    write_json(path, {"study": "sparsity", **kept, "points": points})
+    write_json(path, {"study": "sparsity", **_asked(options), **kept, "points": points})
     plots.sparsity(points, path.with_suffix(".png"))
     return path
 
@@ -136,7 +150,7 @@ def tasks(
     report: dict[str, Any] = {}
     for seed in options:
         for density in densities:
-            _tell(console, f"tasks of density {density:g}, seed {seed.seed}")
+            runner.tell(console, f"tasks of density {density:g}, seed {seed.seed}")
             folder = out / f"tasks-{density:g}-seed-{seed.seed}"
             made = _permuted(density, seed, source)
             report = runner.run(made, folder, device=device, console=console)
@@ -155,7 +169,7 @@ def tasks(
             )
     path = results / "study-tasks.json"
     kept = {key: report[key] for key in ("allocation", "machine", "versions")}
-    write_json(path, {"study": "tasks", "notes": options[0].notes(), **kept, "runs": runs})
+    write_json(path, {"study": "tasks", **_asked(options), **kept, "runs": runs})
     plots.in_order([(f"density {run['density']:g}", run["accuracies"]) for run in runs], path.with_suffix(".png"))
     return path
 
@@ -190,9 +204,9 @@ def allocation(
     report: dict[str, Any] = {}
     for seed in options:
         for form, how in forms.items():
-            _tell(console, f"{COPIES} copies, {form}, seed {seed.seed}")
+            runner.tell(console, f"{COPIES} copies, {form}, seed {seed.seed}")
             folder = out / f"allocation-{form.replace(', ', '-')}-seed-{seed.seed}"
-            report = runner.run(_copies(form, how, seed, source), folder, device=device, console=console)
+            report = runner.run(_copies(how, seed, source), folder, device=device, console=console)
             runs.append(
                 {
                     "form": form,
@@ -204,7 +218,7 @@ def allocation(
             )
     path = results / "study-allocation.json"
     kept = {key: report[key] for key in ("machine", "versions")}
-    write_json(path, {"study": "allocation", "notes": options[0].notes(), **kept, "runs": runs})
+    write_json(path, {"study": "allocation", **_asked(options), **kept, "runs": runs})
     plots.in_order([(run["form"], run["accuracies"]) for run in runs], path.with_suffix(".png"))
     return path
 
@@ -220,9 +234,14 @@ def rebuild(metadata: Mapping[str, Any]) -> nn.Module:
     return _network(metadata["seed"], metadata["tasks"])
 
 
+def _asked(options: Sequence[Options]) -> dict[str, Any]:
+    return {"options": [asdict(each) for each in options], "notes": options[0].notes()}
+
+
 def _permuted(density: float, options: Options, source: Source) -> Experiment:
     count = math.floor(1 / density + 1e-9)
-    digits = problem(load(["mnist"], source)["mnist"], options.samples)
+    mnist = load(["mnist"], source)["mnist"]
+    digits = problem(mnist, options.samples)
     names = [f"order_{number}" for number in range(count)]
     training = options.training()
     return Experiment(
@@ -231,12 +250,13 @@ def _permuted(density: float, options: Options, source: Source) -> Experiment:
         stages=[Stage((Task(name, digits, density),), training) for name in names],
         allocation=options.allocation(_ALLOCATION),
         metadata={"seed": options.seed, "tasks": names},
-        settings={"study": "tasks", "density": density, "options": asdict(options)},
+        settings={"study": "tasks", "options": asdict(options), "data": dict(mnist.facts)},
     )
 
 
-def _copies(form: str, how: Allocation, options: Options, source: Source) -> Experiment:
-    fashion, training = problem(load(["fashion_mnist"], source)["fashion_mnist"], options.samples), options.training()
+def _copies(how: Allocation, options: Options, source: Source) -> Experiment:
+    clothes = load(["fashion_mnist"], source)["fashion_mnist"]
+    fashion, training = problem(clothes, options.samples), options.training()
     outputs = {f"copy_{number}": len(fashion.classes) for number in range(1, COPIES + 1)}
     return Experiment(
         build=partial(experiment2.build, options.seed, outputs),
@@ -244,7 +264,7 @@ def _copies(form: str, how: Allocation, options: Options, source: Source) -> Exp
         stages=[Stage((Task(name, fashion, COPY_DENSITY),), training) for name in outputs],
         allocation=how,
         metadata={"experiment": 2, "seed": options.seed, "outputs": outputs},
-        settings={"study": "allocation", "form": form, "options": asdict(options)},
+        settings={"study": "allocation", "options": asdict(options), "data": dict(clothes.facts)},
     )
 
 
@@ -256,8 +276,3 @@ def _network(seed: int, names: Iterable[str]) -> nn.Module:
         return FullyConnected([_PIXELS], dict.fromkeys(names, 10), orders)
 
     return drawn(build, seed)
-
-
-def _tell(console: Console | None, text: str) -> None:
-    if console is not None:
-        console.print(text, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,16 +167,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_rows(path: Path, content: bytes | None = None) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file.
+
+    Args:
+        path: where it is, or where ``content`` was read.
+        content: of the file; None: read it.
 
     Raises:
         ConfigError: if it has no header, a name twice, or a row of another length; names the line.
         FileNotFoundError: if there is no such file.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+        text = (path.read_bytes() if content is None else content).decode("utf-8-sig")
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: not a CSV file: {error}") from error
     if not header:
