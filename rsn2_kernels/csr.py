@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rsn2_kernels.tracing import serves_later_calls
+
 MAX_NNZ = 2**31 - 1
 
 Derived = TypeVar("Derived")
@@ -90,36 +92,40 @@ class CsrIndex:
             row_t: int32 ``[nnz]``; the row of each of them, in ``[0, rows)``, ascending within a column.
             perm: int32 ``[nnz]``; where its value stands in the ``[nnz]`` values.
         """
-        if self._by_column is None:
-            rows, cols = self._shape
-            row, column = row_of_each_value(self._crow, self._col), self._col
-            if self._stacks > 1:
-                # int64: there may be more than 2**31 columns in the stack.
-                column = (row // rows).to(torch.int64) * cols + column
-                row = row % rows
-            # Shapes below depend on nnz alone, never on data, so that torch.compile can trace a first backward pass.
-            sorted_column, perm = torch.sort(column, stable=True)
-            bounds = torch.arange(self._stacks * cols + 1, dtype=column.dtype, device=self.device)
-            crow_t = torch.searchsorted(sorted_column, bounds, out_int32=True)
-            by_column = (crow_t, row[perm], perm.to(torch.int32))
-            # An exporter runs this on tensors without data, which must not stay behind for real calls.
-            if type(crow_t) is not Tensor:
-                return by_column
-            self._by_column = by_column
-        return self._by_column
+        if self._by_column is not None:
+            return self._by_column
+        # As in `derived`.
+        with torch.inference_mode(False):
+            built = self._sorted_by_column()
+        if serves_later_calls(built):
+            self._by_column = built
+        return built
+
+    def _sorted_by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `by_column` returns."""
+        rows, cols = self._shape
+        row, column = row_of_each_value(self._crow, self._col), self._col
+        if self._stacks > 1:
+            # int64: there may be more than 2**31 columns in the stack.
+            column = (row // rows).to(torch.int64) * cols + column
+            row = row % rows
+        # Shapes below depend on nnz alone, never on data, so that torch.compile can trace a first backward pass.
+        sorted_column, perm = torch.sort(column, stable=True)
+        bounds = torch.arange(self._stacks * cols + 1, dtype=column.dtype, device=self.device)
+        crow_t = torch.searchsorted(sorted_column, bounds, out_int32=True)
+        return crow_t, row[perm], perm.to(torch.int32)
 
     def derived(self, key: Hashable, build: Callable[[], Derived]) -> Derived:
         """What ``build`` makes of this index, made once and remembered: what backends add to it."""
-        if key not in self._derived:
-            # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
-            with torch.inference_mode(False):
-                built = build()
-            # As in `by_column`.
-            if type(self._col) is not Tensor:
-                return built
+        if key in self._derived:
+            found: Derived = self._derived[key]
+            return found
+        # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
+        with torch.inference_mode(False):
+            built = build()
+        if serves_later_calls(built):
             self._derived[key] = built
-        found: Derived = self._derived[key]
-        return found
+        return built
 
     def remembers(self, key: Hashable) -> bool:
         """Whether `derived` has made what is under ``key``."""

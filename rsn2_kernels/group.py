@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rsn2_kernels.csr import MAX_NNZ, CsrIndex
 from rsn2_kernels.pattern import SparsePattern
+from rsn2_kernels.tracing import serves_later_calls
 
 # Groups that one pattern remembers: enough for the batches of a training loop, few enough to forget old ones.
 REMEMBERED = 8
@@ -43,8 +43,7 @@ class PatternGroup(CsrIndex):
             # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
             with torch.inference_mode(False):
                 group = cls(patterns)
-            # An exporter runs this on tensors without data, which must not stay behind for real calls.
-            if type(group.crow) is Tensor:
+            if serves_later_calls((group.crow, group.col)):
                 if len(first.groups) >= REMEMBERED:
                     first.groups.pop(next(iter(first.groups)))
                 first.groups[key] = group

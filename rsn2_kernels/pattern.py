@@ -39,15 +39,17 @@ class SparsePattern(CsrIndex):
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"mask: expected a non-empty bool tensor [rows, cols]. Got {got}.")
         rows, cols = mask.shape
-        words = pack_bits(mask)
-        ends = ends_of_words(words)
-        # The one thing that the host waits for.
-        nnz = int(ends[-1, -1])
-        if nnz > MAX_NNZ:
-            raise ValueError(f"mask: at most {MAX_NNZ} owned positions per layer. Got {nnz}.")
-        crow = torch.zeros(rows + 1, dtype=torch.int32, device=mask.device)
-        crow[1:] = ends[:, -1]
-        return cls((rows, cols), crow, columns_of_bits(words, ends, nnz, cols))
+        # Made in inference mode, the index could not be saved for the backward pass of a later call.
+        with torch.inference_mode(False):
+            words = pack_bits(mask)
+            ends = ends_of_words(words)
+            # The one thing that the host waits for.
+            nnz = int(ends[-1, -1])
+            if nnz > MAX_NNZ:
+                raise ValueError(f"mask: at most {MAX_NNZ} owned positions per layer. Got {nnz}.")
+            crow = torch.zeros(rows + 1, dtype=torch.int32, device=mask.device)
+            crow[1:] = ends[:, -1]
+            return cls((rows, cols), crow, columns_of_bits(words, ends, nnz, cols))
 
     @property
     def density(self) -> float:
@@ -93,7 +95,9 @@ class SparsePattern(CsrIndex):
         """This pattern with its index tensors on another device."""
         if torch.device(device) == self.device:
             return self
-        return SparsePattern(self._shape, self._crow.to(device), self._col.to(device))
+        # As in `from_mask`.
+        with torch.inference_mode(False):
+            return SparsePattern(self._shape, self._crow.to(device), self._col.to(device))
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """What is copied or pickled: no groups either, which hold other tasks' patterns."""

@@ -16,3 +16,20 @@ def is_traced() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
     )
+
+
+def serves_later_calls(made: object) -> bool:
+    """Whether what was made of an index may be remembered by it.
+
+    An exporter runs calls on tensors without data, and a function transform wraps what is made inside: neither must
+    stay behind for real calls. The tensors of a tuple show it; what holds none must be made where nothing follows.
+    """
+    tensors = [part for part in made if isinstance(part, Tensor)] if isinstance(made, tuple) else []
+    if not tensors:
+        return not is_traced()
+    return all(type(each) is Tensor and not _is_wrapped(each) for each in tensors)
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a function transform made this tensor. Not asked in torch.compile, which cannot trace the question."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)

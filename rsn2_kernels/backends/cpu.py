@@ -4,6 +4,7 @@ Only owned weights are visited, in all three products of every operator. The lib
 it is missing, `unavailable` says why and the other backends serve.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from rsn2_kernels.backends import Index, activated
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
+# What RSN2_CPU_ISA may name; the library chooses at its first product, and would refuse another name at each.
+_ISAS = ("avx512", "avx2", "baseline")
+
 
 def _load() -> str | None:
     """Load the native library; None if it is there, else the reason in one sentence."""
@@ -25,6 +29,9 @@ def _load() -> str | None:
             "the native library was not built: install from source where CMake and a C++ compiler are "
             "(pip install . --no-build-isolation)"
         )
+    isa = os.environ.get("RSN2_CPU_ISA")
+    if isa and isa not in _ISAS:
+        return f"RSN2_CPU_ISA must be avx512, avx2 or baseline; got {isa!r}"
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -91,6 +98,7 @@ def gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """Sparse rows times a panel of packed x."""
+    bias = None if bias is None else bias.contiguous()
     result: Tensor = _linear(x, values.contiguous(), bias, index[0], index[1])
     return result if activation == "none" else activated(result, activation)
 
@@ -111,6 +119,7 @@ def conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, index: Index, geometry: ConvGeometry, activation: str = "none"
 ) -> Tensor:
     """Direct sparse convolution, vectors along the output positions."""
+    bias = None if bias is None else bias.contiguous()
     result: Tensor = _conv2d(x, values.contiguous(), bias, index[0], index[1], *geometry)
     return result if activation == "none" else activated(result, activation)
 
@@ -130,6 +139,7 @@ def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) 
 def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
     """Rows sorted by task, then the product of `linear` for each task that has rows."""
     task_of_row, crow, col = index[:3]
+    biases = None if biases is None else biases.contiguous()
     result: Tensor = _grouped_linear(x, values.contiguous(), biases, task_of_row.contiguous(), crow, col, tasks)
     return result
 

@@ -93,17 +93,18 @@ class LinearCase:
     x_layout: str = "contiguous"
     dy_layout: str = "contiguous"
     bias: bool = True
+    bias_layout: str = "contiguous"
     seed: int = 0
 
     def __str__(self) -> str:
         batch = "x".join(map(str, self.batch)) or "none"
-        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        layouts = "".join(f"-{each}" for each in _layouts(self) if each != "contiguous")
         return f"R{self.rows}-C{self.cols}-B{batch}-d{self.density}{'-holes' * self.holes}{layouts}"
 
     def operands(self, dtype: torch.dtype) -> Operands:
         mask = random_mask(self.rows, self.cols, self.density, self.seed, self.holes)
         x, dy = (*self.batch, self.cols), (*self.batch, self.rows)
-        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+        return _operands(mask, x, dy, _layouts(self), self.bias, self.seed, dtype)
 
     def call(self, operands: Operands, backend: str | None) -> Tensor:
         return rk.linear(operands.x, operands.values, operands.pattern, operands.bias, backend=backend)
@@ -130,12 +131,13 @@ class ConvCase:
     x_layout: str = "contiguous"
     dy_layout: str = "contiguous"
     bias: bool = True
+    bias_layout: str = "contiguous"
     seed: int = 0
 
     def __str__(self) -> str:
         pairs = {"k": self.kernel_size, "s": self.stride, "p": self.padding, "dil": self.dilation}
         shape = "-".join(f"{name}{a}x{b}" for name, (a, b) in pairs.items())
-        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        layouts = "".join(f"-{each}" for each in _layouts(self) if each != "contiguous")
         size = f"N{self.images}-C{self.channels}-F{self.filters}-{self.size[0]}x{self.size[1]}"
         return f"{size}-{shape}-g{self.groups}-d{self.density}{'-holes' * self.holes}{layouts}"
 
@@ -154,7 +156,7 @@ class ConvCase:
         mask = random_mask(self.filters, cols, self.density, self.seed, self.holes)
         batch = () if self.images is None else (self.images,)
         x, dy = (*batch, self.channels, *self.size), (*batch, self.filters, *self.output_size)
-        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+        return _operands(mask, x, dy, _layouts(self), self.bias, self.seed, dtype)
 
     def call(self, operands: Operands, backend: str | None) -> Tensor:
         return rk.conv2d(
@@ -189,13 +191,14 @@ class GroupedCase:
     x_layout: str = "contiguous"
     dy_layout: str = "contiguous"
     bias: bool = True
+    bias_layout: str = "contiguous"
     seed: int = 0
 
     def __str__(self) -> str:
         batch = "x".join(map(str, self.batch)) or "none"
         special = {"absent": self.absent, "empty": self.empty, "full": self.full}
         names = "".join(f"-{name}{'.'.join(map(str, which))}" for name, which in special.items() if which)
-        layouts = "".join(f"-{each}" for each in (self.x_layout, self.dy_layout) if each != "contiguous")
+        layouts = "".join(f"-{each}" for each in _layouts(self) if each != "contiguous")
         return f"T{self.tasks}-R{self.rows}-C{self.cols}-B{batch}-d{self.density}{names}{layouts}"
 
     def task_of_row(self, batch: Sequence[int]) -> Tensor:
@@ -207,7 +210,7 @@ class GroupedCase:
     def operands(self, dtype: torch.dtype) -> Operands:
         mask = torch.stack([self._mask(task) for task in range(self.tasks)])
         x, dy = (*self.batch, self.cols), (*self.batch, self.rows)
-        return _operands(mask, x, dy, self.x_layout, self.dy_layout, self.bias, self.seed, dtype)
+        return _operands(mask, x, dy, _layouts(self), self.bias, self.seed, dtype)
 
     def _mask(self, task: int) -> Tensor:
         density = 0.0 if task in self.empty else 1.0 if task in self.full else self.density
@@ -232,17 +235,22 @@ SMALL: dict[str, Case] = {
 """One small problem per operator, for what does not depend on sizes."""
 
 
+def _layouts(case: Case) -> tuple[str, str, str]:
+    """Those of x, dy and the bias."""
+    return case.x_layout, case.dy_layout, case.bias_layout
+
+
 def _operands(
     mask: Tensor,
     x_shape: tuple[int, ...],
     dy_shape: tuple[int, ...],
-    x_layout: str,
-    dy_layout: str,
+    layouts: tuple[str, str, str],
     bias: bool,
     seed: int,
     dtype: torch.dtype,
 ) -> Operands:
     generator = torch.Generator().manual_seed(seed + 1)
+    x_layout, dy_layout, bias_layout = layouts
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -252,6 +260,6 @@ def _operands(
         tuple(rk.SparsePattern.from_mask(each) for each in mask.to(device).view(-1, *mask.shape[-2:])),
         laid_out(normal(*x_shape), x_layout).requires_grad_(),
         normal(int(mask.sum())).requires_grad_(),
-        normal(*mask.shape[:-1]).requires_grad_() if bias else None,
+        laid_out(normal(*mask.shape[:-1]), bias_layout).requires_grad_() if bias else None,
         laid_out(normal(*dy_shape), dy_layout),
     )

@@ -73,6 +73,15 @@ def test_a_mask_may_have_any_strides(layout: str) -> None:
 
 
 @pytest.mark.parametrize("cols", [64, 77])
+@pytest.mark.parametrize("true", [2, 128, 255])
+def test_true_may_be_any_byte_but_0(true: int, cols: int) -> None:
+    """As in a mask that was read from bytes."""
+    mask = random_mask(5, cols, 0.4, 0).to(cases.device)
+    bytes_of_mask = mask.to(torch.uint8) * true
+    assert unsigned(bits.pack_bits(bytes_of_mask.view(torch.bool))) == packed(mask)
+
+
+@pytest.mark.parametrize("cols", [64, 77])
 @pytest.mark.parametrize("offset", range(0, 34, 3))
 def test_a_mask_may_begin_at_any_byte(offset: int, cols: int) -> None:
     holder = random_mask(1, 34 + 5 * cols, 0.4, offset).to(cases.device).flatten()

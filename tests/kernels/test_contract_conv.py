@@ -68,6 +68,7 @@ def conv_cases(draw: st.DrawFn) -> ConvCase:
         x_layout=draw(st.sampled_from(LAYOUTS)),
         dy_layout=draw(st.sampled_from(LAYOUTS)),
         bias=draw(st.booleans()),
+        bias_layout=draw(st.sampled_from(LAYOUTS)),
         seed=draw(st.integers(0, 1000)),
         **pairs,
     )
@@ -97,6 +98,12 @@ def test_any_number_of_images(case: ConvCase, dtype: torch.dtype, backend: str) 
 def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:
     case = ConvCase(3, 4, 6, (7, 9), (3, 3), padding=(1, 1), groups=2, x_layout=x_layout, dy_layout=dy_layout)
     assert_keeps_contract(case, dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias_layout", LAYOUTS)
+def test_a_bias_of_any_strides(bias_layout: str, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(ConvCase(2, 4, 6, (7, 9), (3, 3), bias_layout=bias_layout), dtype, backend)
 
 
 @given(case=conv_cases(), dtype=st.sampled_from(DTYPES))

@@ -19,7 +19,7 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.group import REMEMBERED, PatternGroup
 
 from . import cases
-from .cases import LAYOUTS, SMALL, GroupedCase, random_mask, widest
+from .cases import LAYOUTS, SMALL, GroupedCase, laid_out, random_mask, widest
 from .contract import assert_keeps_contract
 from .precision import DTYPES
 
@@ -64,6 +64,7 @@ def grouped_cases(draw: st.DrawFn) -> GroupedCase:
         x_layout=draw(st.sampled_from(GROUPED_LAYOUTS)),
         dy_layout=draw(st.sampled_from(GROUPED_LAYOUTS)),
         bias=draw(st.booleans()),
+        bias_layout=draw(st.sampled_from(GROUPED_LAYOUTS)),
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -85,6 +86,12 @@ def test_any_number_of_batch_dimensions(case: GroupedCase, dtype: torch.dtype, b
 @pytest.mark.parametrize("x_layout", GROUPED_LAYOUTS)
 def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:
     assert_keeps_contract(GroupedCase(3, 21, 37, (50,), x_layout=x_layout, dy_layout=dy_layout), dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias_layout", GROUPED_LAYOUTS)
+def test_a_bias_of_any_strides(bias_layout: str, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(GroupedCase(3, 21, 37, (8,), bias_layout=bias_layout), dtype, backend)
 
 
 @given(case=grouped_cases(), dtype=st.sampled_from(DTYPES))
@@ -170,6 +177,15 @@ def test_biases_in_one_tensor_or_several_are_the_same(backend: str) -> None:
     assert torch.equal(tasks.call(backend, biases=stacked), expected)
     assert torch.equal(tasks.call(backend, biases=stacked.t().contiguous().t()), expected)
     assert torch.equal(tasks.call(backend, biases=nn.ParameterList(tasks.biases)), expected)
+
+
+def test_the_operator_itself_takes_biases_of_any_strides(backend: str) -> None:
+    """`rk.grouped_linear` hands contiguous ones over; another caller may not."""
+    tasks = Tasks(backend)
+    index = [tasks.task_of_row, *dispatch.index(backend, PatternGroup.of(tasks.ps), with_columns=True)]
+    biases = laid_out(torch.stack(tasks.biases).detach(), "reversed")
+    y = torch.ops.rsn2.grouped_linear(tasks.x, torch.cat(tasks.vs), biases, index, 3, backend)
+    assert torch.equal(y, tasks.call(backend))
 
 
 def test_the_same_call_gives_the_same_bits(backend: str) -> None:

@@ -40,6 +40,7 @@ def linear_cases(draw: st.DrawFn) -> LinearCase:
         x_layout=draw(st.sampled_from(LINEAR_LAYOUTS)),
         dy_layout=draw(st.sampled_from(LINEAR_LAYOUTS)),
         bias=draw(st.booleans()),
+        bias_layout=draw(st.sampled_from(LINEAR_LAYOUTS)),
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -61,6 +62,12 @@ def test_any_number_of_batch_dimensions(case: LinearCase, dtype: torch.dtype, ba
 @pytest.mark.parametrize("x_layout", LINEAR_LAYOUTS)
 def test_any_strides(x_layout: str, dy_layout: str, dtype: torch.dtype, backend: str) -> None:
     assert_keeps_contract(LinearCase(21, 37, (50,), x_layout=x_layout, dy_layout=dy_layout), dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias_layout", LINEAR_LAYOUTS)
+def test_a_bias_of_any_strides(bias_layout: str, dtype: torch.dtype, backend: str) -> None:
+    assert_keeps_contract(LinearCase(21, 37, (5,), bias_layout=bias_layout), dtype, backend)
 
 
 @given(case=linear_cases(), dtype=st.sampled_from(DTYPES))

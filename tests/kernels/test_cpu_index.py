@@ -7,6 +7,8 @@ from torch import Tensor
 import rsn2_kernels as rk
 from rsn2_kernels import dispatch
 
+from .cases import random_mask
+
 STATUS = rk.available_backends()["cpu"]
 pytestmark = pytest.mark.skipif(STATUS is not True, reason=str(STATUS))
 
@@ -48,6 +50,19 @@ def products(x: Tensor, values: Tensor, dy: Tensor, pattern: rk.SparsePattern, b
     inputs = [x.clone().requires_grad_(), values.clone().requires_grad_()]
     y = rk.linear(*inputs, pattern, backend=backend)
     return [y.detach(), *torch.autograd.grad(y, inputs, dy)]
+
+
+@pytest.mark.parametrize(
+    ("reads", "with_columns", "bits"),
+    [("reference", False, 32), ("reference", True, 96), ("cpu", False, 48), ("cpu", True, 128)],
+)
+def test_an_index_costs_the_bits_per_owned_weight_that_docs_format_names(
+    reads: str, with_columns: bool, bits: int
+) -> None:
+    pattern = rk.SparsePattern.from_mask(random_mask(512, 512, 0.2, 0))
+    dispatch.index(reads, pattern, with_columns)
+    pointers = 32 * (512 + 1) * (1 + with_columns)
+    assert 8 * pattern.nbytes == bits * pattern.nnz + pointers
 
 
 def test_narrow_indices_are_made_once_and_counted() -> None:

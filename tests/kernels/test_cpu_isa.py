@@ -40,6 +40,17 @@ def test_every_instruction_set_keeps_the_contract(isa: str, tmp_path: Path) -> N
     assert " passed" in done.stdout
 
 
+def test_an_unknown_instruction_set_makes_the_backend_unavailable_and_says_why(tmp_path: Path) -> None:
+    done = run("sse9", tmp_path, "-c", "import rsn2_kernels as rk; print(rk.available_backends()['cpu'])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "RSN2_CPU_ISA must be avx512, avx2 or baseline; got 'sse9'"
+
+
+def test_an_empty_name_caps_nothing(tmp_path: Path) -> None:
+    done = run("", tmp_path, "-c", "import rsn2_kernels as rk; print(rk.available_backends()['cpu'])")
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
 def test_an_unknown_instruction_set_is_refused_by_name(tmp_path: Path) -> None:
     call = (
         "import torch, rsn2_kernels as rk; "

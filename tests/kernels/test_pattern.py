@@ -134,6 +134,13 @@ def test_to_moves_the_index_and_returns_itself_where_it_is() -> None:
     assert moved.device.type == "meta" and moved.shape == pattern.shape and moved.nnz == pattern.nnz
 
 
+def test_a_pattern_moved_in_inference_mode_serves_training() -> None:
+    pattern = rk.SparsePattern.from_mask(MASK)
+    with torch.inference_mode():
+        moved = pattern.to("meta")
+    assert not moved.crow.is_inference() and not moved.col.is_inference()
+
+
 def test_a_deep_copy_holds_the_same_order() -> None:
     pattern = rk.SparsePattern.from_mask(MASK)
     pattern.by_column()

@@ -4,7 +4,7 @@ import copy
 import io
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch
+from rsn2_kernels import dispatch, plans
+from rsn2_kernels.backends import cpu
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 
@@ -270,6 +272,69 @@ def test_exporting_leaves_patterns_that_eager_calls_can_use(backend: str) -> Non
         expected = rk.SparsePattern.from_mask(pattern.mask())
         for got, wanted in zip(pattern.by_column(), expected.by_column(), strict=True):
             assert type(got) is Tensor and torch.equal(got, wanted)
+
+
+def test_a_pattern_first_built_in_inference_mode_serves_training(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    with torch.inference_mode():
+        patterns = tuple(rk.SparsePattern.from_mask(each.mask()) for each in operands.patterns)
+        served = replace(operands, patterns=patterns)
+        SMALL[operator].call(served, backend)
+        patterns[0].by_column()
+    for got, expected in zip(
+        with_gradients(small_call(operator, served, backend), served, operands.dy),
+        with_gradients(small_call(operator, operands, backend), operands, operands.dy),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+
+
+def without_data(call: Callable[[], object]) -> None:
+    """Run ``call`` as an exporter does, on a pattern that is real."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        call()
+
+
+def transformed(call: Callable[[], object]) -> None:
+    """Run ``call`` inside a function that torch.func differentiates."""
+
+    def function(x: Tensor) -> Tensor:
+        call()
+        return x.sum()
+
+    torch.func.grad(function)(torch.ones(1))
+
+
+FOLLOWED = pytest.mark.parametrize("followed", [without_data, transformed])
+DERIVED: dict[str, Callable[[rk.SparsePattern], Sequence[Tensor]]] = {
+    "column order": lambda pattern: pattern.by_column(),
+    "16-bit index": lambda pattern: cpu.index(pattern, with_columns=True, geometry=None),
+    "compact form": plans.compact,
+    "group": lambda pattern: PatternGroup.of([pattern, pattern]).index(with_columns=True),
+}
+
+
+@FOLLOWED
+@pytest.mark.parametrize("derived", DERIVED.values(), ids=DERIVED)
+def test_what_is_derived_while_torch_follows_serves_no_later_call(
+    derived: Callable[[rk.SparsePattern], Sequence[Tensor]], followed: Callable[[Callable[[], object]], None]
+) -> None:
+    pattern, fresh = (SMALL["linear"].operands(torch.float32).pattern for _ in range(2))
+    followed(lambda: derived(pattern))
+    for got, expected in zip(derived(pattern), derived(fresh), strict=True):
+        assert type(got) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(got)
+        assert torch.equal(got, expected)
+
+
+@FOLLOWED
+def test_numbers_derived_while_torch_follows_are_not_remembered(
+    followed: Callable[[Callable[[], object]], None],
+) -> None:
+    """They do not show what they were read off."""
+    pattern = SMALL["linear"].operands(torch.float32).pattern
+    followed(lambda: pattern.derived("numbers", lambda: (1, 2)))
+    assert not pattern.remembers("numbers")
+    assert pattern.derived("numbers", lambda: (3, 4)) == pattern.derived("numbers", lambda: (5, 6)) == (3, 4)
 
 
 def test_autocast_computes_in_its_own_type_and_returns_gradients_in_the_operands(operator: str, backend: str) -> None:
