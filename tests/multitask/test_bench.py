@@ -29,7 +29,7 @@ from rsn2.bench.products import Candidate, Problem
 from rsn2.bench.results import FILE, UNFINISHED, BenchError, Results, run
 from rsn2.bench.work import UnavailableError
 
-FAST = Settings(seconds=0.0, rounds=3, limit=10.0)
+FAST = Settings(seconds=0.0, rounds=3, further=0, limit=10.0)
 PEAKS = {"bytes": 1e10, "float32": 1e11, "bfloat16": 1e11}
 TINY = [
     *(
@@ -277,6 +277,23 @@ def test_memory_counts_what_is_there(tiny: Results) -> None:
     for each in one.values():
         assert each["step peak"] >= each["activations"] > 0 and each["disk"] > 0
     assert three["rsn2"]["disk"] < three["masked"]["disk"] < three["separate"]["disk"]
+
+
+def test_a_case_that_is_unsure_is_measured_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsure, sure = TINY[:2]
+    asked: list[int] = []
+
+    def is_unsure(seconds: dict[str, list[float]], *_: str) -> bool:
+        asked.append(len(seconds["rsn2"]))
+        return seconds is found.of(unsure)["seconds"] and len(seconds["rsn2"]) < 5
+
+    found = Results({})
+    monkeypatch.setattr("rsn2.bench.results.Results", lambda about: found)
+    monkeypatch.setattr("rsn2.bench.results.is_unsure", is_unsure)
+    run([unsure, sure], replace(FAST, further=4), tmp_path)
+    # One round a pass: three at first, then two more until the case is no longer unsure.
+    assert [record["passes"] for record in found.records] == [5, 3]
+    assert max(asked) == 5
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:

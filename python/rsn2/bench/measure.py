@@ -54,6 +54,7 @@ class Settings:
         seconds: for each candidate of a case, about, all passes together.
         rounds: samples of each candidate, at least, all passes together.
         passes: times that a case is measured, others between: a machine may be slow for some seconds.
+        further: passes of a case that is unsure after these, at most.
         limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
         cold: empty the caches before each call.
         patience: seconds per pass of a case that may go by with waiting for a quiet core and taking rounds again.
@@ -66,6 +67,7 @@ class Settings:
     seconds: float = 0.3
     rounds: int = 12
     passes: int = 3
+    further: int = 4
     limit: float = 2.0
     cold: bool = False
     patience: float = 2.0

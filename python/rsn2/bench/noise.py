@@ -98,6 +98,13 @@ def control_error(seconds: Mapping[str, Sequence[float]], baseline: str) -> floa
     return abs(ratio(seconds[baseline], again).value - 1) if again else 0.0
 
 
+def is_unsure(seconds: Mapping[str, Sequence[float]], baseline: str, of: str) -> bool:
+    """Whether the baseline differs too much from itself, or the interval of ``of``'s ratio reaches too far."""
+    if control_error(seconds, baseline) > CONTROL_ALLOWED:
+        return True
+    return of in seconds and ratio(seconds[baseline], seconds[of]).reach > INTERVAL_ALLOWED
+
+
 def verdict(errors: Sequence[float], ratios: Sequence[Ratio] = ()) -> Verdict:
     """Judge a run by the errors of its controls and by the intervals of what it is about."""
     if not errors:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from rsn2 import machine
 from rsn2.bench.baselines import DENSE, OURS
 from rsn2.bench.cases import Case
 from rsn2.bench.measure import Record, Settings, keep_memory, merged, record
-from rsn2.bench.noise import Verdict, control_error, ratio, verdict
+from rsn2.bench.noise import Verdict, control_error, is_unsure, ratio, verdict
 from rsn2.bench.peaks import Peaks, best_of, measure_peaks
 from rsn2.bench.quiet import Probe
 
@@ -57,6 +57,10 @@ class Results:
                 self.records[place] = merged(known, found)
                 return
         self.records.append(found)
+
+    def of(self, case: Case) -> Record | None:
+        """What is known of a case."""
+        return next((found for found in self.records if found["key"] == case.key), None)
 
     @property
     def peak(self) -> Peaks:
@@ -160,13 +164,16 @@ def run(
         add_peaks()
         for first in range(0, len(todo), _BETWEEN_PEAKS):
             some = todo[first : first + _BETWEEN_PEAKS]
-            for number, case, turn in _passes(some, settings.passes):
-                if tell is not None:
-                    tell(case.key, first + number, len(todo))
-                if not _done(results, case, turn):
-                    found = record(case, settings, results.peak, probe)
-                    results.add(found)
-                    keep("record", found)
+            for turn in range(settings.passes + settings.further):
+                left = some if turn < settings.passes else [case for case in some if _is_unsure(results, case)]
+                for number, case in enumerate(left):
+                    if tell is not None:
+                        step = (turn + number / len(left)) / (settings.passes + settings.further)
+                        tell(case.key, first + int(step * len(some)), len(todo))
+                    if not _done(results, case, turn):
+                        found = record(case, settings, results.peak, probe)
+                        results.add(found)
+                        keep("record", found)
             add_peaks()
     results.about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     results.write(folder / FILE)
@@ -174,16 +181,15 @@ def run(
     return results
 
 
-def _passes(cases: Sequence[Case], passes: int) -> Iterator[tuple[int, Case, int]]:
-    """Each case's number of all steps, the case, and the pass from 0 on."""
-    steps = [(case, turn) for turn in range(passes) for case in cases]
-    return ((number * len(cases) // len(steps), case, turn) for number, (case, turn) in enumerate(steps))
-
-
 def _done(results: Results, case: Case, turn: int) -> bool:
     """Whether this pass is known, or no further one is of use: bytes have no noise, and what was skipped stays so."""
-    known = next((found for found in results.records if found["key"] == case.key), None)
+    known = results.of(case)
     return known is not None and (known["passes"] > turn or "seconds" not in known)
+
+
+def _is_unsure(results: Results, case: Case) -> bool:
+    known = results.of(case)
+    return known is not None and "seconds" in known and is_unsure(known["seconds"], known["baseline"], OURS)
 
 
 def _checked(found: Any, *needed: str) -> Record:
