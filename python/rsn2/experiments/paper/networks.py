@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rsn2.nn import PerTask
 
@@ -137,16 +138,16 @@ class Convolutional(nn.Module):
 
 
 class Words(nn.Module):
-    """Vectors of words and of their places, added: ``[n, length]`` to ``[n, length, size]``."""
+    """Vectors of words and of their places in a text, added: each ``[n]`` to ``[n, size]``."""
 
     def __init__(self, words: int, length: int, size: int):
         super().__init__()
         self.word = nn.Embedding(words, size)
         self.place = nn.Embedding(length, size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The vectors of word numbers ``x [n, length]``."""
-        total: Tensor = self.word(x) + self.place.weight[: x.shape[1]]
+    def forward(self, word: Tensor, place: Tensor) -> Tensor:
+        """The vectors of words by their numbers."""
+        total: Tensor = self.word(word) + self.place(place)
         return total
 
 
@@ -184,16 +185,19 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Word numbers ``[n, length]``, padded at the end, to ``[n, outputs]``."""
-        lengths = (x != PADDING).sum(1).clamp(min=1)
-        order = lengths.argsort()
-        parts = [self._texts(x[rows], lengths[rows]) for rows in order.split(self.group)]
+        lengths, order = (x != PADDING).sum(1).clamp(min=1).sort()
+        place = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        there = place < lengths.unsqueeze(1)
+        # All words of the batch at once: a look-up has a gradient as large as all embeddings.
+        texts = list(self.words(x[order][there], place[there]).split(lengths.tolist()))
+        parts = [self._means(texts[first : first + self.group]) for first in range(0, len(texts), self.group)]
         out: Tensor = self.output(self.dropout(torch.cat(parts)[order.argsort()]))
         return out
 
-    def _texts(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The mean vector of each text, ``[n, size]``."""
-        x = x[:, : int(lengths.max())]
-        there = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
-        vectors: Tensor = self.encoder(self.words(x), src_key_padding_mask=~there)
-        kept = vectors.masked_fill(~there.unsqueeze(2), 0.0)
-        return kept.sum(1) / lengths.unsqueeze(1)
+    def _means(self, texts: list[Tensor]) -> Tensor:
+        """The mean vector of each text, ``[n, size]``, of its words' vectors ``[length, size]``."""
+        vectors = pad_sequence(texts, batch_first=True)
+        lengths = torch.tensor([len(text) for text in texts], device=vectors.device).unsqueeze(1)
+        padding = torch.arange(vectors.shape[1], device=vectors.device) >= lengths
+        encoded: Tensor = self.encoder(vectors, src_key_padding_mask=padding)
+        return encoded.masked_fill(padding.unsqueeze(2), 0.0).sum(1) / lengths
