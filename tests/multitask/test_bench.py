@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer import Typer
 from typer.testing import CliRunner
 
+from bench_records import PEAKS, TINY, results
 from rsn2 import machine
 from rsn2.bench import baselines, cases, command, measure, networks, noise, operators, peaks, plots, report
-from rsn2.bench.analysis import choices, fit, growths, rows, winners
+from rsn2.bench.analysis import rows
 from rsn2.bench.cases import Case
 from rsn2.bench.command import bench
-from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings, record
 from rsn2.bench.operators import TOLERANCE, checked, checked_gradient, work
 from rsn2.bench.products import Candidate, Problem
@@ -30,22 +29,6 @@ from rsn2.bench.results import FILE, UNFINISHED, BenchError, Results, run
 from rsn2.bench.work import UnavailableError
 
 FAST = Settings(seconds=0.0, rounds=3, further=0, limit=10.0)
-PEAKS = {"bytes": 1e10, "float32": 1e11, "bfloat16": 1e11}
-TINY = [
-    *(
-        Case("linear", (32, 48), batch, density, training=training)
-        for batch in (1, 8)
-        for density in (0.1, 0.5)
-        for training in (False, True)
-    ),
-    Case("linear", (32, 32), 4, 0.25, mask="blocks"),
-    Case("conv2d", (8, 4, 6), 2, 0.2),
-    Case("grouped_linear", (16, 24), 10, 0.2, tasks=3),
-    Case("layer", (24, 1), 4, 0.2, training=True),
-    *(Case(op, (24, 2), 4, 0.2, tasks=2) for op in ("inference", "epoch", "allocate", "save", "load")),
-    *(Case("memory", (24, 2), 4, 0.2, tasks=tasks) for tasks in (1, 3)),
-    *(Case(op, (24, 1), 4, 0.2, tasks=tasks, axis="tasks") for op in ("inference", "memory") for tasks in (1, 4)),
-]
 
 app = Typer()
 app.command()(bench)
@@ -360,135 +343,6 @@ def test_a_baseline_far_behind_is_not_sampled_and_this_package_always(monkeypatc
     found = record(Case("inference", (8, 1), 2), FAST, PEAKS)
     assert {*found["seconds"]} == {"dense", "rsn2", "dense again"}
     assert found["slow"]["masked"] > 0.001 and "not sampled" in found["unavailable"]["masked"]
-
-
-# What is made of it
-
-
-def fake(
-    case: Case, seconds: dict[str, float], rounds: int = 20, jitter: float = 0.01, seed: int = 0
-) -> dict[str, Any]:
-    """A record with these times, each sample off by some jitter."""
-    draw = random.Random(seed)
-    seconds = {**seconds, "dense again": seconds["dense"]}
-    return {
-        "key": case.key,
-        "case": case.as_dict(),
-        "baseline": "dense",
-        "seconds": {
-            name: [each * draw.uniform(1 - jitter, 1 + jitter) for _ in range(rounds)] for name, each in seconds.items()
-        },
-        "bytes": dict.fromkeys(seconds, 1e6),
-        "macs": dict.fromkeys(seconds, 1e6),
-        "dtype": dict.fromkeys(seconds, "float32"),
-        "chosen": "cpu",
-    }
-
-
-def results(*records: dict[str, Any]) -> Results:
-    """A run with these records."""
-    return Results({"machine": {"cpu": "x"}, "commit": "c", "settings": {"device": "cpu"}}, [PEAKS], list(records))
-
-
-def test_a_slower_operator_is_a_regression_and_noise_is_none() -> None:
-    case = TINY[0]
-    old = results(fake(case, {"dense": 4.0, "rsn2": 1.0}))
-    same = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.0}, seed=1)))
-    assert (same.exit_code, same.compared, same.slower, same.faster) == (0, 1, [], [])
-    # Another machine, half as fast in everything.
-    assert compare(old, results(fake(case, {"dense": 8.0, "rsn2": 2.0}, seed=1))).exit_code == 0
-    worse = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.3}, seed=1)))
-    assert worse.exit_code == 1 and worse.slower[0].name == "rsn2" and worse.tables()[0].rows[0][0] == case.key
-    better = compare(old, results(fake(case, {"dense": 4.0, "rsn2": 0.7}, seed=1)))
-    assert better.exit_code == 0 and better.faster[0].name == "rsn2"
-    # Slower by less than two runs of the same code may differ, and by more, but with intervals that meet.
-    assert compare(old, results(fake(case, {"dense": 4.0, "rsn2": 1.05}, seed=1))).exit_code == 0
-    spread = results(*(fake(each, {"dense": 4.0, "rsn2": 1.15}, 5, 0.3, seed=1) for each in TINY[:1]))
-    assert not compare(old, spread).slower
-
-
-def test_a_noisy_run_is_not_judged() -> None:
-    old = results(fake(TINY[0], {"dense": 4.0, "rsn2": 1.0}))
-    record_ = fake(TINY[0], {"dense": 4.0, "rsn2": 2.0})
-    record_["seconds"]["dense again"] = [1.5 * each for each in record_["seconds"]["dense again"]]
-    found = compare(old, results(record_))
-    assert found.exit_code == 3 and any("TOO NOISY" in line for line in found.summary())
-    assert compare(old, results(fake(TINY[1], {"dense": 4.0, "rsn2": 1.0}))).exit_code == 3
-
-
-def test_more_memory_is_a_regression_and_lost_cases_are_told() -> None:
-    case = Case("memory", (8, 1))
-    quiet = fake(TINY[0], {"dense": 4.0, "rsn2": 1.0})
-
-    def of(size: int) -> dict[str, Any]:
-        return {"key": case.key, "case": case.as_dict(), "memory": {"rsn2": {"total": size}, "separate": {"total": 9}}}
-
-    assert compare(results(quiet, of(1000)), results(quiet, of(1005))).exit_code == 0
-    found = compare(results(quiet, of(1000)), results(quiet, of(1100)))
-    assert found.exit_code == 1 and found.larger == [(case.key, "rsn2", "total", 1000, 1100)]
-    skipped = {"key": case.key, "case": case.as_dict(), "skipped": "no room"}
-    assert compare(results(quiet, of(1000)), results(quiet, skipped)).lost == [(case.key, "no room")]
-
-
-def test_dispatch_is_judged_over_the_grid_and_what_it_misses_is_listed() -> None:
-    good = fake(TINY[0], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 5.0})
-    bad = fake(TINY[1], {"dense": 4.0, "rsn2": 2.0, "rsn2 cpu": 2.0, "rsn2 dense": 1.0})
-    alone = fake(TINY[2], {"dense": 4.0, "rsn2": 2.0, "rsn2 dense": 1.0})
-    against_slow = fake(TINY[3], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0}) | {"slow": {"rsn2 dense": 50.0}}
-    found = choices([good, bad, alone, against_slow])
-    assert [(choice.case, choice.best, choice.good) for choice in found] == [
-        (TINY[0], "cpu", True),
-        (TINY[1], "dense", False),
-        (TINY[3], "cpu", True),
-    ]
-    assert found[1].reached.value == pytest.approx(0.5, rel=0.05) and found[1].sure
-    (table,) = (each for each in report.tables(results(good, bad)) if each.title == "Dispatch")
-    assert [line[0] for line in table.rows] == [TINY[1].key] and "1 of 2 cases (50%, wanted 95%)" in table.note
-
-
-def test_only_calls_whose_products_are_counted_exactly_are_a_peak() -> None:
-    fast = {"dense": 1e-7, "rsn2": 1.0}
-    others = (Case("conv2d", (8, 4, 6)), Case("epoch", (8, 2)), Case("layer", (8, 1)))
-    assert results(*(fake(case, fast, jitter=0) for case in others)).peak == PEAKS
-    assert results(fake(TINY[0], fast, jitter=0)).peak == {**PEAKS, "float32": pytest.approx(1e13)}
-
-
-def test_losing_cases_are_shown() -> None:
-    lost = fake(TINY[0], {"dense": 1.0, "rsn2": 2.0, "rsn2 cpu": 2.0, "rsn2 dense": 9.0})
-    won = fake(TINY[1], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 9.0})
-    (table,) = (each for each in report.tables(results(lost, won)) if each.title == "Where it loses")
-    assert [line[:2] for line in table.rows] == [[TINY[0].key, "dense"]]
-    best = winners(row for row in rows([lost, won], PEAKS) if not row.ours)
-    assert [row.name for row in best.values()] == ["dense", "rsn2 cpu"]
-
-
-def test_exponents_are_those_of_the_power_law() -> None:
-    xs = [1.0, 10.0, 100.0, 1000.0]
-    exponent, factor, error = fit(xs, [3 * x**0.7 for x in xs])
-    assert (exponent, factor) == pytest.approx((0.7, 3.0)) and error < 1e-6
-    draw = random.Random(0)
-    exponent, _, error = fit(xs, [x * math.exp(draw.gauss(0, 0.2)) for x in xs])
-    assert error > 0 and abs(exponent - 1) < 4 * error
-    for bad in ([1.0, 1.0], [0.0, 1.0]):
-        with pytest.raises(ValueError, match="two different x"):
-            fit(bad, [1.0, 2.0])
-    curve = [
-        fake(Case("inference", (10, 1), tasks=tasks, axis="tasks"), {"dense": 1.0, "rsn2": float(tasks)}, jitter=0)
-        for tasks in (1, 2, 4)
-    ]
-    found = {each.name: each for each in growths(curve)}
-    assert [found[name].exponent for name in ("dense", "rsn2")] == pytest.approx([0, 1])
-    assert found["rsn2"].last == pytest.approx(1)
-    assert found["rsn2"].xs == (1, 2, 4)
-
-
-def test_a_bound_is_what_must_be_moved_or_multiplied() -> None:
-    found = fake(TINY[0], {"dense": 1.0, "rsn2": 0.5}, jitter=0)
-    found["bytes"] = {"dense": 1e10, "rsn2": 1e9}
-    found["macs"] = {"dense": 5e10, "rsn2": 2e10}
-    dense, ours = rows([found], PEAKS)
-    assert (dense.bound_by, dense.bound_seconds, dense.fraction) == ("memory", 1.0, 1.0)
-    assert (ours.bound_by, ours.bound_seconds, ours.fraction) == ("arithmetic", 0.2, 0.4)
 
 
 # The command
