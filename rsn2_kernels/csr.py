@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rsn2_kernels.bits import pack_bits
 from rsn2_kernels.tracing import serves_later_calls
 
 MAX_NNZ = 2**31 - 1
@@ -114,6 +115,17 @@ class CsrIndex:
         bounds = torch.arange(self._stacks * cols + 1, dtype=column.dtype, device=self.device)
         crow_t = torch.searchsorted(sorted_column, bounds, out_int32=True)
         return crow_t, row[perm], perm.to(torch.int32)
+
+    def words(self) -> Tensor:
+        """The mask as words, int64 ``[stacks * rows, ceil(cols / 64)]``: see `bits`. Built on first use."""
+        key = "words"
+
+        def build() -> tuple[Tensor]:
+            owned = torch.ones(self.nnz, dtype=torch.bool, device=self.device)
+            return (pack_bits(expand(owned, self._crow, self._col, self._shape[1])),)
+
+        (words,) = self.derived(key, build)
+        return words
 
     def derived(self, key: Hashable, build: Callable[[], Derived]) -> Derived:
         """What ``build`` makes of this index, made once and remembered: what backends add to it."""

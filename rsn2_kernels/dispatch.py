@@ -74,11 +74,22 @@ def available_backends() -> dict[str, bool | str]:
     }
 
 
-def index(backend: str, weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None = None) -> list[Tensor]:
-    """The index tensors that a backend reads: those of the weight, and what the backend derives from them."""
+def index(
+    backend: str,
+    weight: CsrIndex,
+    with_columns: bool,
+    geometry: ConvGeometry | None = None,
+    single: bool = False,
+) -> list[Tensor]:
+    """The index tensors that a backend reads: those of the weight, and what the backend derives from them.
+
+    ``single``: the sum for one row of x may run in another order than in a larger batch, where that is faster.
+    """
     if backend == "cpu":
-        return cpu.index(weight, with_columns, geometry)
+        return cpu.index(weight, with_columns, geometry, single)
     tensors = weight.index(with_columns)
+    if backend == "dense" and weight.device.type == "cpu":
+        return tensors + cpu.mask_words(weight)
     if backend == "triton":
         tensors += plans.plan_tensors(weight, geometry, with_columns)
     elif backend == "cuda":
@@ -118,16 +129,21 @@ def resolve(
     geometry: ConvGeometry | None = None,
     trains: bool = False,
 ) -> tuple[str, list[Tensor]]:
-    """What `choose` and `index` say; the weight remembers it for the next such call, unless the call is traced."""
+    """What `choose` and `index` say; the weight remembers it for the next such call, unless the call is traced.
+
+    A backend that is asked for by name gives a row the same bits in every batch.
+    """
+    # Of a stack, any task may have one row.
+    single = backend is None and (batch == 1 or weight.stacks > 1)
     if is_traced():
         name = choose(op, weight, batch, dtype, backend, geometry, trains)
-        return name, index(name, weight, with_columns, geometry)
+        return name, index(name, weight, with_columns, geometry, single)
     known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
     key = (op, batch, dtype, backend, with_columns, geometry, trains)
     found = known.get(key)
     if found is None:
         name = choose(op, weight, batch, dtype, backend, geometry, trains)
-        found = name, index(name, weight, with_columns, geometry)
+        found = name, index(name, weight, with_columns, geometry, single)
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found

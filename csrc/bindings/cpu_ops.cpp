@@ -65,9 +65,17 @@ cpu::ImagesView<S> images(const Tensor& t) {
   return {read<S>(t), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
+// The words of a mask, which a weight may have beside its indices: int64 [rows, words per row].
+using Words = std::optional<Tensor>;
+
+void check_words(const char* op, const Words& words, const Tensor& crow, int64_t cols) {
+  if (words) check_matrix(op, "words", *words, ScalarType::Long, crow.size(0) - 1, (cols + 63) / 64);
+}
+
 template <class I>
-cpu::Csr<I> csr(const Tensor& crow, const Tensor& col) {
-  return {crow.size(0) - 1, col.size(0), read<int32_t>(crow), read<I>(col)};
+cpu::Csr<I> csr(const Tensor& crow, const Tensor& col, const Words& words = {}) {
+  return {crow.size(0) - 1,  col.size(0), read<int32_t>(crow), read<I>(col), read<uint64_t>(words),
+          words ? words->size(1) : 0};
 }
 
 template <class I>
@@ -90,24 +98,26 @@ void check_bias(const char* op, const std::optional<Tensor>& bias, ScalarType ty
   if (bias) check_vector(op, "bias", *bias, type, rows);
 }
 
-Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col) {
+Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col, Words words) {
   const char* const op = "rsn2_cpu::linear";
   check_tensor(op, "x", x, 2);
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), rows = crow.size(0) - 1;
   check_vector(op, "values", values, x.scalar_type(), nnz);
   check_bias(op, bias, x.scalar_type(), rows);
+  check_words(op, words, crow, x.size(1));
   Tensor y = empty(x, {x.size(0), rows});
   with_type(op, x.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
-      cpu::linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(bias), csr<decltype(index)>(crow, col),
-                     write<S>(y));
+      cpu::linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(bias),
+                     csr<decltype(index)>(crow, col, words), write<S>(y));
     });
   });
   return y;
 }
 
-Tensor linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, Tensor perm) {
+Tensor linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, Tensor perm,
+                 Words words) {
   const char* const op = "rsn2_cpu::linear_dx";
   check_tensor(op, "dy", dy, 2);
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), cols = crow_t.size(0) - 1;
@@ -116,12 +126,14 @@ Tensor linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_
   check_perm(op, perm, row_t);
   check_size(op, "dy", dy, 1, crow.size(0) - 1);
   check_vector(op, "values", values, dy.scalar_type(), nnz);
+  check_words(op, words, crow, cols);
   Tensor dx = empty(dy, {dy.size(0), cols});
   with_type(op, dy.scalar_type(), [&](auto element) {
     with_index(col, [&](auto col_index) {
       with_index(row_t, [&](auto row_index) {
         using S = decltype(element);
-        cpu::linear_dx<S>(context(), matrix<S>(dy), read<S>(values), csr<decltype(col_index)>(crow, col),
+        cpu::linear_dx<S>(context(), matrix<S>(dy), read<S>(values),
+                          csr<decltype(col_index)>(crow, col, words),
                           transposed_csr<decltype(row_index)>(crow_t, row_t, perm), write<S>(dx));
       });
     });
@@ -129,7 +141,7 @@ Tensor linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_
   return dx;
 }
 
-Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) {
+Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, Words words) {
   const char* const op = "rsn2_cpu::linear_dvalues";
   check_tensor(op, "x", x, 2);
   check_tensor(op, "dy", dy, 2);
@@ -137,11 +149,12 @@ Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) {
   check_type(op, "dy", dy, x.scalar_type());
   check_size(op, "dy", dy, 0, x.size(0));
   check_size(op, "dy", dy, 1, crow.size(0) - 1);
+  check_words(op, words, crow, x.size(1));
   Tensor dvalues = empty(x, {nnz});
   with_type(op, x.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
-      cpu::linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x), csr<decltype(index)>(crow, col),
+      cpu::linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x), csr<decltype(index)>(crow, col, words),
                              write<S>(dvalues));
     });
   });
@@ -163,32 +176,34 @@ int64_t rows_per_task(const char* op, const char* name, const Tensor& crow, int6
 }
 
 template <class I>
-cpu::StackedCsr<I> stacked(const Tensor& crow, const Tensor& col, int64_t tasks) {
-  return {tasks, (crow.size(0) - 1) / tasks, read<int32_t>(crow), read<I>(col)};
+cpu::StackedCsr<I> stacked(const Tensor& crow, const Tensor& col, int64_t tasks, const Words& words = {}) {
+  return {tasks, (crow.size(0) - 1) / tasks, read<int32_t>(crow), read<I>(col), read<uint64_t>(words),
+          words ? words->size(1) : 0};
 }
 
 Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor crow,
-                      Tensor col, int64_t tasks) {
+                      Tensor col, Words words, int64_t tasks) {
   const char* const op = "rsn2_cpu::grouped_linear";
   check_tensor(op, "x", x, 2);
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
   const int64_t rows = rows_per_task(op, "crow", crow, tasks);
   check_vector(op, "values", values, x.scalar_type(), nnz);
   if (biases) check_matrix(op, "biases", *biases, x.scalar_type(), tasks, rows);
+  check_words(op, words, crow, x.size(1));
   const cpu::RowsByTask order = rows_by_task(op, task_of_row, x.size(0), tasks);
   Tensor y = empty(x, {x.size(0), rows});
   with_type(op, x.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
       cpu::grouped_linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(biases),
-                             stacked<decltype(index)>(crow, col, tasks), order, write<S>(y));
+                             stacked<decltype(index)>(crow, col, tasks, words), order, write<S>(y));
     });
   });
   return y;
 }
 
 Tensor grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor crow, Tensor col, Tensor crow_t,
-                         Tensor row_t, Tensor perm, int64_t tasks) {
+                         Tensor row_t, Tensor perm, Words words, int64_t tasks) {
   const char* const op = "rsn2_cpu::grouped_linear_dx";
   check_tensor(op, "dy", dy, 2);
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
@@ -197,14 +212,16 @@ Tensor grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor cr
   check_perm(op, perm, row_t);
   check_size(op, "dy", dy, 1, rows_per_task(op, "crow", crow, tasks));
   check_vector(op, "values", values, dy.scalar_type(), nnz);
+  const int64_t cols = rows_per_task(op, "crow_t", crow_t, tasks);
+  check_words(op, words, crow, cols);
   const cpu::RowsByTask order = rows_by_task(op, task_of_row, dy.size(0), tasks);
-  Tensor dx = empty(dy, {dy.size(0), rows_per_task(op, "crow_t", crow_t, tasks)});
+  Tensor dx = empty(dy, {dy.size(0), cols});
   with_type(op, dy.scalar_type(), [&](auto element) {
     with_index(col, [&](auto col_index) {
       with_index(row_t, [&](auto row_index) {
         using S = decltype(element);
         cpu::grouped_linear_dx<S>(context(), matrix<S>(dy), read<S>(values),
-                                  stacked<decltype(col_index)>(crow, col, tasks),
+                                  stacked<decltype(col_index)>(crow, col, tasks, words),
                                   stacked<decltype(row_index)>(crow_t, row_t, tasks), read<int32_t>(perm), order,
                                   write<S>(dx));
       });
@@ -213,7 +230,8 @@ Tensor grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor cr
   return dx;
 }
 
-Tensor grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, int64_t tasks) {
+Tensor grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, Words words,
+                              int64_t tasks) {
   const char* const op = "rsn2_cpu::grouped_linear_dvalues";
   check_tensor(op, "x", x, 2);
   check_tensor(op, "dy", dy, 2);
@@ -221,13 +239,14 @@ Tensor grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor cr
   check_type(op, "dy", dy, x.scalar_type());
   check_size(op, "dy", dy, 0, x.size(0));
   check_size(op, "dy", dy, 1, rows_per_task(op, "crow", crow, tasks));
+  check_words(op, words, crow, x.size(1));
   const cpu::RowsByTask order = rows_by_task(op, task_of_row, x.size(0), tasks);
   Tensor dvalues = empty(x, {nnz});
   with_type(op, x.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
       cpu::grouped_linear_dvalues<S>(context(), matrix<S>(dy), matrix<S>(x),
-                                     stacked<decltype(index)>(crow, col, tasks), order, write<S>(dvalues));
+                                     stacked<decltype(index)>(crow, col, tasks, words), order, write<S>(dvalues));
     });
   });
   return dvalues;
@@ -335,27 +354,29 @@ Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kern
   return dvalues;
 }
 
-Tensor expand(Tensor values, Tensor crow, Tensor col, int64_t cols) {
+Tensor expand(Tensor values, Tensor crow, Tensor col, Words words, int64_t cols) {
   const char* const op = "rsn2_cpu::expand";
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col), rows = crow.size(0) - 1;
   check_vector(op, "values", values, values.scalar_type(), nnz);
   STD_TORCH_CHECK(cols >= 0, op, ": expected cols of at least 0, got ", cols);
+  check_words(op, words, crow, cols);
   Tensor dense = empty(values, {rows, cols});
   with_type(op, values.scalar_type(), [&](auto element) {
     using S = decltype(element);
-    cpu::expand<S>(context().parallel, csr<int32_t>(crow, col), read<S>(values), cols, write<S>(dense));
+    cpu::expand<S>(context(), csr<int32_t>(crow, col, words), read<S>(values), cols, write<S>(dense));
   });
   return dense;
 }
 
-Tensor gather(Tensor dense, Tensor crow, Tensor col) {
+Tensor gather(Tensor dense, Tensor crow, Tensor col, Words words) {
   const char* const op = "rsn2_cpu::gather";
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col), cols = dense.dim() == 2 ? dense.size(1) : 0;
   check_matrix(op, "dense", dense, dense.scalar_type(), crow.size(0) - 1, cols);
+  check_words(op, words, crow, cols);
   Tensor values = empty(dense, {nnz});
   with_type(op, dense.scalar_type(), [&](auto element) {
     using S = decltype(element);
-    cpu::gather<S>(context().parallel, csr<int32_t>(crow, col), read<S>(dense), cols, write<S>(values));
+    cpu::gather<S>(context(), csr<int32_t>(crow, col, words), read<S>(dense), cols, write<S>(values));
   });
   return values;
 }
@@ -365,22 +386,22 @@ Tensor gather(Tensor dense, Tensor crow, Tensor col) {
 #define RSN2_CONV "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 
 STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
-  m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col) -> Tensor");
+  m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, Tensor? words) -> Tensor");
   m.def("linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
-        "Tensor perm) -> Tensor");
-  m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col) -> Tensor");
+        "Tensor perm, Tensor? words) -> Tensor");
+  m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, Tensor? words) -> Tensor");
   m.def("grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor task_of_row, Tensor crow, Tensor col, "
-        "int tasks) -> Tensor");
+        "Tensor? words, int tasks) -> Tensor");
   m.def("grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor crow, Tensor col, Tensor crow_t, "
-        "Tensor row_t, Tensor perm, int tasks) -> Tensor");
-  m.def("grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, int tasks) -> "
-        "Tensor");
+        "Tensor row_t, Tensor perm, Tensor? words, int tasks) -> Tensor");
+  m.def("grouped_linear_dvalues(Tensor dy, Tensor x, Tensor task_of_row, Tensor crow, Tensor col, "
+        "Tensor? words, int tasks) -> Tensor");
   m.def("conv2d(Tensor x, Tensor values, Tensor? bias, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
   m.def("conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor perm, int[] input_size, " RSN2_CONV
         ") -> Tensor");
   m.def("conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, " RSN2_CONV ") -> Tensor");
-  m.def("expand(Tensor values, Tensor crow, Tensor col, int cols) -> Tensor");
-  m.def("gather(Tensor dense, Tensor crow, Tensor col) -> Tensor");
+  m.def("expand(Tensor values, Tensor crow, Tensor col, Tensor? words, int cols) -> Tensor");
+  m.def("gather(Tensor dense, Tensor crow, Tensor col, Tensor? words) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {

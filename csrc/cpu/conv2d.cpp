@@ -160,6 +160,7 @@ void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const Image
   const Buffer<int32_t> offsets = input_offsets<T>(context, weight, shape, layout, x.channels, source.plane());
   const SparseRows<T, int32_t> pattern{weight.rows, weight.nnz, weight.crow, offsets.data(), nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
+  sums.clear();
   sample(context, pattern, gradient, source, sums.data());
   sums.finish(context.parallel);
 }

@@ -17,9 +17,16 @@ struct StackedCsr {
   int64_t rows;         // of each task
   const int32_t* crow;  // [tasks * rows + 1]
   const I* col;
+  const uint64_t* words = nullptr;  // as in Csr
+  int64_t row_words = 0;
 
   int64_t first(int64_t task) const { return crow[task * rows]; }
   int64_t nnz(int64_t task) const { return first(task + 1) - first(task); }
+
+  // The weight of one task, with its pointers counted from zero.
+  Csr<I> own(int64_t task, const int32_t* own_crow) const {
+    return {rows, nnz(task), own_crow, col + first(task), words ? words + task * rows * row_words : nullptr, row_words};
+  }
 };
 
 // Pointers of one task of a stack, counted from zero.
@@ -103,9 +110,8 @@ void grouped_linear(const Context& context, const MatrixView<S>& x, const S* val
   for_each_task(order, weights.tasks, weights.rows, y, none, [&](int64_t task, S* target) {
     const std::vector<int32_t> crow = own_pointers(weights.crow, weights.rows, task);
     const int64_t first = weights.first(task);
-    const Csr<I> weight{weights.rows, weights.nnz(task), crow.data(), weights.col + first};
     linear<S>(context, rows_of_task(context, order, task, x, moved), values + first,
-              biases ? biases + task * weights.rows : nullptr, weight, target);
+              biases ? biases + task * weights.rows : nullptr, weights.own(task, crow.data()), target);
   });
 }
 
@@ -117,10 +123,11 @@ void grouped_linear_dx(const Context& context, const MatrixView<S>& dy, const S*
   for_each_task(order, weights.tasks, columns.rows, dx, S{}, [&](int64_t task, S* target) {
     const std::vector<int32_t> crow = own_pointers(weights.crow, weights.rows, task);
     const std::vector<int32_t> crow_t = own_pointers(columns.crow, columns.rows, task);
-    const int64_t first = weights.first(task), nnz = weights.nnz(task);
-    const Csr<I> weight{weights.rows, nnz, crow.data(), weights.col + first};
-    const TransposedCsr<J> transposed{columns.rows, nnz, crow_t.data(), columns.col + first, perm + first, first};
-    linear_dx<S>(context, rows_of_task(context, order, task, dy, moved), values + first, weight, transposed, target);
+    const int64_t first = weights.first(task);
+    const TransposedCsr<J> transposed{columns.rows, weights.nnz(task), crow_t.data(), columns.col + first,
+                                      perm + first, first};
+    linear_dx<S>(context, rows_of_task(context, order, task, dy, moved), values + first,
+                 weights.own(task, crow.data()), transposed, target);
   });
 }
 
@@ -136,9 +143,8 @@ void grouped_linear_dvalues(const Context& context, const MatrixView<S>& dy, con
       continue;
     }
     const std::vector<int32_t> crow = own_pointers(weights.crow, weights.rows, task);
-    const Csr<I> weight{weights.rows, nnz, crow.data(), weights.col + first};
     linear_dvalues<S>(context, rows_of_task(context, order, task, dy, moved_dy),
-                      rows_of_task(context, order, task, x, moved_x), weight, dvalues + first);
+                      rows_of_task(context, order, task, x, moved_x), weights.own(task, crow.data()), dvalues + first);
   }
 }
 

@@ -32,7 +32,7 @@ const Microkernels& choose() {
 std::vector<const Microkernels*> available_microkernels() {
   std::vector<const Microkernels*> available;
 #ifdef RSN2_HAVE_X86_KERNELS
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   if (avx512 && avx2) available.push_back(&avx512::microkernels);

@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include "bit_product.h"
 #include "buffer.h"
 #include "values.h"
 
@@ -113,6 +114,22 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
   int64_t batch_, rows_, width_;
 };
 
+// Whether a product on a batch of one goes by the bits of the weight's mask.
+template <class S, class I>
+bool goes_by_bits(const Context& context, const Csr<I>& weight, int64_t batch) {
+  return batch == 1 && weight.words && context.kernels.bits && std::is_same_v<AccumulatorOf<S>, float>;
+}
+
+// The features of a batch of one, with zeros behind them up to whole words of columns.
+template <class S>
+Buffer<float> single_row(const MatrixView<S>& x) {
+  const int64_t size = round_up(x.features, kWordColumns);
+  Buffer<float> row(size);
+  widen_run(x.data, x.feature_stride, x.features, row.data());
+  std::fill(row.data() + x.features, row.data() + size, 0.0f);
+  return row;
+}
+
 }  // namespace
 
 template <class S, class I>
@@ -120,6 +137,13 @@ void linear(const Context& context, const MatrixView<S>& x, const S* values, con
   using T = AccumulatorOf<S>;
   const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
+  if constexpr (std::is_same_v<T, float>) {
+    if (goes_by_bits<S>(context, weight, x.batch)) {
+      const Buffer<float> sums(weight.rows), features = single_row(x);
+      multiply_bits(context, weight, wide_values.data(), wide_bias.data(), features.data(), sums.data());
+      return narrow_run(sums.data(), weight.rows, y, 1);
+    }
+  }
   const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), wide_bias.data()};
   multiply(context, rows, BatchSource<S>(context.kernels, x, kMultiplyWidth<T>),
               BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<T>));
@@ -134,6 +158,13 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   // The values in column order come from all over memory, which a small batch does not make up for.
   if (dy.batch <= kLineElements<T>) {
     const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
+    if constexpr (std::is_same_v<T, float>) {
+      if (goes_by_bits<S>(context, weight, dy.batch)) {
+        const Buffer<float> sums(weight.row_words * kWordColumns), gradient = single_row(dy);
+        multiply_bits_transposed(context, weight, wide_values.data(), gradient.data(), sums.data());
+        return narrow_run(sums.data(), transposed.cols, dx, 1);
+      }
+    }
     const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), nullptr};
     multiply_transposed(context, rows, transposed.cols, source, sink);
     return;
@@ -155,6 +186,14 @@ void linear_dvalues(const Context& context, const MatrixView<S>& dy, const Matri
   using T = AccumulatorOf<S>;
   const SparseRows<T, I> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
+  if constexpr (std::is_same_v<T, float>) {
+    if (goes_by_bits<S>(context, weight, dy.batch)) {
+      const Buffer<float> gradient = single_row(dy), features = single_row(x);
+      sample_bits(context, weight, gradient.data(), features.data(), sums.data());
+      return sums.finish(context.parallel);
+    }
+  }
+  sums.clear();
   sample(context, pattern, BatchSource<S>(context.kernels, dy, kSampleWidth<T>),
          BatchSource<S>(context.kernels, x, kSampleWidth<T>), sums.data());
   sums.finish(context.parallel);

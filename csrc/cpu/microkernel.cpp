@@ -8,6 +8,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 #include "microkernel.h"
+#include "microkernel/bits.h"
 #include "microkernel/copies.h"
 #include "microkernel/product_single.h"
 #include "microkernel/product_wide.h"
@@ -41,6 +42,19 @@ void multiply(const Product<T, I>& p) {
   }
 }
 
+#if defined(__AVX2__)
+const BitKernels bits = {
+    multiply_bits,
+    scatter_bits,
+    sample_bits,
+    {expand_bits<float>, gather_bits<float>},
+    {expand_bits<uint16_t>, gather_bits<uint16_t>},
+};
+constexpr const BitKernels* kBits = &bits;
+#else
+constexpr const BitKernels* kBits = nullptr;
+#endif
+
 }  // namespace
 
 #define RSN2_STRING(text) #text
@@ -54,6 +68,7 @@ const Microkernels microkernels = {
     {multiply<double, uint16_t>, sample<double, uint16_t>, scatter<double, uint16_t>},
     {transpose<float>, copy_runs<float>},
     {transpose<double>, copy_runs<double>},
+    kBits,
 };
 
 }  // namespace rsn2::cpu::RSN2_ISA

@@ -1,4 +1,4 @@
-// The two inner products every operator is made of, and the table that holds one instruction set's version of them.
+// The inner products that every operator is made of, and the table that holds one instruction set's version of them.
 //
 // A panel is a block of activations laid out so that one feature is a contiguous run of positions q (batch
 // elements, or pixels). A weight is then a value and an offset: the place in the panel where its input feature
@@ -86,6 +86,68 @@ struct RunCopy {
   int64_t count;
 };
 
+// The positions of a weight as bits: weight k of row r stands where the (k - begin[r])-th bit of the row's words is set,
+// bit c % 64 of word c / 64 being column c. The bits past the last column are 0.
+struct BitMask {
+  const int32_t* begin;
+  const uint64_t* words;  // row_words of each row
+  int64_t row_words;
+};
+
+// Product on a single position: out[r - row_begin] for r in [row_begin, row_end), with x [row_words * 64] and zeros
+// beyond the columns. The sum runs in an order of its own, the same wherever the row stands.
+struct BitProduct {
+  BitMask mask;
+  const float* values;
+  int64_t nnz;
+  const float* bias;  // null: none
+  int64_t row_begin, row_end;
+  const float* x;
+  float* out;
+};
+
+// ScatteredProduct on a single position, to the columns of words [word_begin, word_end); out [row_words * 64].
+struct BitScatter {
+  BitMask mask;
+  const float* values;
+  int64_t nnz;
+  int64_t row_count;
+  int64_t word_begin, word_end;
+  const float* rows;
+  float* out;
+};
+
+// SampledProduct on a single position, for the weights of rows [row_begin, row_end): out[k] = rows[r] * x[column of k],
+// with x as for BitProduct.
+struct BitSample {
+  BitMask mask;
+  int64_t row_begin, row_end;
+  const float* rows;
+  const float* x;
+  float* out;
+};
+
+// dense [rows, cols] = values where the weight is, 0 elsewhere, for rows [row_begin, row_end). S: of as many bytes.
+template <class S>
+struct BitExpansion {
+  BitMask mask;
+  const S* values;
+  int64_t nnz;
+  int64_t row_begin, row_end;
+  int64_t cols;
+  S* dense;
+};
+
+// values = what stands in dense [rows, cols] where the weight is, for rows [row_begin, row_end).
+template <class S>
+struct BitGather {
+  BitMask mask;
+  const S* dense;
+  int64_t row_begin, row_end;
+  int64_t cols;
+  S* values;
+};
+
 // T is the type of the arithmetic, I that of the sparse indices.
 template <class T, class I>
 struct IndexedKernels {
@@ -100,6 +162,20 @@ struct LayoutKernels {
   void (*copy_runs)(const RunCopy<T>&);
 };
 
+template <class S>
+struct BitCopies {
+  void (*expand)(const BitExpansion<S>&);
+  void (*gather)(const BitGather<S>&);
+};
+
+struct BitKernels {
+  void (*multiply)(const BitProduct&);
+  void (*scatter)(const BitScatter&);
+  void (*sample)(const BitSample&);
+  BitCopies<float> four_bytes;
+  BitCopies<uint16_t> two_bytes;
+};
+
 struct Microkernels {
   const char* name;
   IndexedKernels<float, int32_t> float_int32;
@@ -108,6 +184,7 @@ struct Microkernels {
   IndexedKernels<double, uint16_t> double_uint16;
   LayoutKernels<float> layout_float;
   LayoutKernels<double> layout_double;
+  const BitKernels* bits;  // null: none for this instruction set
 };
 
 // One definition per instruction set, each from its own compilation of microkernel.cpp.

@@ -39,6 +39,13 @@ class Parallel {
     });
   }
 
+  // Calls body(begin, end) for equal parts of [0, count), as many as slots are worth using for this much work.
+  template <class Body>
+  void for_parts(int64_t count, int64_t work, const Body& body) const {
+    const int64_t parts = std::min(count, slots_for(work));
+    for_each(parts, parts, [&](int64_t part, int64_t) { body(count * part / parts, count * (part + 1) / parts); });
+  }
+
  private:
   int64_t threads_, work_per_slot_;
   Run run_;

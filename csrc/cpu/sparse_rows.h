@@ -14,6 +14,9 @@ struct Csr {
   int64_t nnz;
   const int32_t* crow;  // [rows + 1]
   const I* col;         // [nnz], ascending within a row
+  // The same as bits, [rows, row_words], as BitMask has them; null where no product is asked to use them.
+  const uint64_t* words = nullptr;
+  int64_t row_words = 0;
 };
 
 // The same positions in column-major order.

@@ -45,7 +45,7 @@ class WidenedValues {
   const T* data_ = nullptr;
 };
 
-// Accumulators that start at zero and are narrowed into the result by finish().
+// Accumulators that are narrowed into the result by finish().
 template <class S>
 class NarrowedValues {
  public:
@@ -58,9 +58,9 @@ class NarrowedValues {
       copy_ = Buffer<T>(count);
       data_ = copy_.data();
     }
-    std::fill_n(data_, count, T{0});
   }
 
+  void clear() const { std::fill_n(data_, count_, T{0}); }
   T* data() const { return data_; }
 
   void finish(const Parallel& parallel) const {

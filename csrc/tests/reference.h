@@ -42,6 +42,16 @@ struct Weight {
 
   int64_t nnz() const { return static_cast<int64_t>(col.size()); }
 
+  // The positions as bits, 64 columns to a word.
+  std::vector<uint64_t> words(int64_t cols) const {
+    const int64_t row_words = (cols + 63) / 64, rows = static_cast<int64_t>(crow.size()) - 1;
+    std::vector<uint64_t> bits(rows * row_words);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int32_t k = crow[r]; k < crow[r + 1]; ++k) bits[r * row_words + col[k] / 64] |= uint64_t{1} << col[k] % 64;
+    }
+    return bits;
+  }
+
   // Some rows and some columns stay empty, as in real masks.
   template <class Draw>
   Weight(const Problem& p, std::mt19937& random, Draw draw) {

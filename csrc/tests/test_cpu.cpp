@@ -128,9 +128,9 @@ struct Case {
     return part;
   }
 
-  // I: of the indices of a linear product.
+  // I: of the indices of a linear product. with_words: whether it is given the mask as well.
   template <class S, class I = int32_t>
-  Results<S> run(const cpu::Context& context, bool as_linear, Strides strides) const {
+  Results<S> run(const cpu::Context& context, bool as_linear, Strides strides, bool with_words = false) const {
     const Laid<S> x_laid(x, p.batch, p.all_channels(), p.height, p.width, strides);
     const Laid<S> dy_laid(dy, p.batch, p.all_rows(), p.output(0), p.output(1), strides);
     const std::vector<S> values = stored<S>(weight.values), bias_s = stored<S>(bias);
@@ -142,7 +142,9 @@ struct Case {
     const cpu::TransposedCsr<int32_t> transposed{p.cols(), weight.nnz(), weight.crow_t.data(), weight.row_t.data(),
                                         weight.perm.data()};
     if (as_linear) {
-      const cpu::Csr<I> by_row{csr.rows, csr.nnz, csr.crow, col.data()};
+      const std::vector<uint64_t> words = weight.words(p.cols());
+      const cpu::Csr<I> by_row{csr.rows, csr.nnz, csr.crow, col.data(), with_words ? words.data() : nullptr,
+                               (p.cols() + 63) / 64};
       const cpu::TransposedCsr<I> by_col{transposed.cols, transposed.nnz, transposed.crow, row_t.data(), transposed.perm};
       cpu::linear(context, x_laid.matrix(), values.data(), bias_data, by_row, out.y.data());
       cpu::linear_dx(context, dy_laid.matrix(), values.data(), by_row, by_col, out.dx.data());
@@ -174,13 +176,15 @@ void expect_the_definition(const cpu::Microkernels& kernels, const Problem& p, b
   const Answer right = answer(p, problem.weight, problem.x, problem.dy, problem.bias);
   for (const Strides strides : kAllStrides) {
     const cpu::Context context{kernels, threads(3)};
-    const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides)
-                                                    : problem.run<S>(context, as_linear, strides);
-    const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
-                             " strides " + std::to_string(static_cast<int>(strides));
-    expect(same_numbers(got.y, right.y), what + ": y is the definition's");
-    expect(same_numbers(got.dx, right.dx), what + ": dx is the definition's");
-    expect(same_numbers(got.dvalues, right.dvalues), what + ": dvalues is the definition's");
+    for (const bool with_words : {false, true}) {
+      const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides, with_words)
+                                                      : problem.run<S>(context, as_linear, strides, with_words);
+      const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
+                               " strides " + std::to_string(static_cast<int>(strides)) + (with_words ? " words" : "");
+      expect(same_numbers(got.y, right.y), what + ": y is the definition's");
+      expect(same_numbers(got.dx, right.dx), what + ": dx is the definition's");
+      expect(same_numbers(got.dvalues, right.dvalues), what + ": dvalues is the definition's");
+    }
   }
 }
 
@@ -211,12 +215,29 @@ void expect_same_bits(const cpu::Microkernels& kernels, const Problem& p, bool a
   }
 }
 
+// By the bits of the mask: the gradients are those by indices, to the bit, and y but for the order of its sums.
+template <class S>
+void expect_same_bits_by_words(const cpu::Microkernels& kernels, const Problem& p, std::mt19937& random) {
+  const Case problem(p, random, any_number);
+  const std::string what = describe(kernels.name, type_name<S>(), p) + " words";
+  const Results<S> by_index = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous);
+  const Results<S> one = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous, true);
+  expect(same_bits(one.dx, by_index.dx), what + ": dx is that by indices");
+  expect(same_bits(one.dvalues, by_index.dvalues), what + ": dvalues are those by indices");
+  for (const int64_t count : {2, 5}) {
+    const Results<S> many = problem.run<S, uint16_t>({kernels, threads(count)}, true, Strides::contiguous, true);
+    expect(same_bits(one.y, many.y) && same_bits(one.dx, many.dx) && same_bits(one.dvalues, many.dvalues),
+           what + ": results do not depend on the number of threads");
+  }
+}
+
 // batch, rows, cols, density: around one cache line, one block, one panel; and the degenerate ones.
 const Problem kLinear[] = {
     linear_problem(0, 5, 7, 0.5),    linear_problem(1, 1, 1, 1),      linear_problem(1, 130, 33, 0.1),
     linear_problem(7, 17, 65, 0.3),  linear_problem(8, 64, 64, 0),    linear_problem(16, 3, 100, 0.5),
     linear_problem(17, 66, 16, 1),   linear_problem(63, 40, 31, 0.2), linear_problem(65, 129, 70, 0.1),
-    linear_problem(200, 33, 50, 0.1), linear_problem(1, 300, 300, 0.9)};
+    linear_problem(200, 33, 50, 0.1), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
+    linear_problem(1, 70, 129, 0.4)};
 
 // batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
 const Problem kConv[] = {
@@ -256,14 +277,15 @@ std::vector<int32_t> stacked(std::vector<int32_t> a, const std::vector<int32_t>&
 
 // Two tasks with rows, one between them without, and rows of no task; together or mixed.
 template <class S>
-void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, bool together, std::mt19937& random) {
-  const int64_t features = 40, outputs = 21, batches[] = {5, 20};
+void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, bool together, bool with_words,
+                                           std::mt19937& random) {
+  const int64_t features = 40, outputs = 21, batches[] = {with_words ? 1 : 5, 20};
   const cpu::Context context{kernels, threads(3)};
   Case tasks[] = {{linear_problem(batches[0], outputs, features, 0.3), random, any_number},
                   {linear_problem(batches[1], outputs, features, 0.1), random, any_number}};
   for (Case& each : tasks) each.bias.assign(outputs, 0.75);
-  const Results<S> right[] = {tasks[0].template run<S>(context, true, Strides::contiguous),
-                              tasks[1].template run<S>(context, true, Strides::contiguous)};
+  const Results<S> right[] = {tasks[0].template run<S>(context, true, Strides::contiguous, with_words),
+                              tasks[1].template run<S>(context, true, Strides::contiguous, with_words)};
   std::vector<int64_t> task_of_row{-1};
   std::vector<double> x(features, NAN), dy(outputs, NAN);
   std::vector<S> y(outputs, stored<S>(NAN)), dx(features, S{});
@@ -294,46 +316,80 @@ void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, boo
 
   const int64_t batch = static_cast<int64_t>(task_of_row.size());
   const cpu::RowsByTask order(task_of_row.data(), batch, 3);
-  const cpu::StackedCsr<int32_t> weights{3, outputs, crow.data(), col.data()};
+  const std::vector<uint64_t> words = joined(joined(a.words(features), std::vector<uint64_t>(outputs)), b.words(features));
+  const cpu::StackedCsr<int32_t> weights{3, outputs, crow.data(), col.data(), with_words ? words.data() : nullptr, 1};
   const cpu::StackedCsr<int32_t> columns{3, features, crow_t.data(), row_t.data()};
   const cpu::MatrixView<S> x_view{x_s.data(), batch, features, features, 1}, dy_view{dy_s.data(), batch, outputs, outputs, 1};
   std::vector<S> got_y(y.size()), got_dx(dx.size()), got_dvalues(values.size());
   cpu::grouped_linear(context, x_view, values.data(), biases.data(), weights, order, got_y.data());
   cpu::grouped_linear_dx(context, dy_view, values.data(), weights, columns, perm.data(), order, got_dx.data());
   cpu::grouped_linear_dvalues(context, dy_view, x_view, weights, order, got_dvalues.data());
-  const std::string what = std::string(kernels.name) + " " + type_name<S>() + (together ? " together" : " mixed");
+  const std::string what = std::string(kernels.name) + " " + type_name<S>() + (together ? " together" : " mixed") +
+                           (with_words ? " words" : "");
   expect(same_bits(got_y, y), what + ": y of a group is that of the separate products");
   expect(same_bits(got_dx, dx), what + ": dx of a group is that of the separate products");
   expect(same_bits(got_dvalues, joined(right[0].dvalues, right[1].dvalues)),
          what + ": dvalues of a group are those of the separate products");
 }
 
+// Of several words of columns, with and without the mask; nothing beside the matrix is read or written.
 template <class S>
-void test_operators(const cpu::Microkernels& kernels) {
-  std::mt19937 random(1);
-  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);
-  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
-  for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
-  for (const bool together : {false, true}) expect_groups_to_be_separate_products<S>(kernels, together, random);
-  expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
-  expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
-  expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
+void test_expansion_by_words(const cpu::Microkernels& kernels) {
+  std::mt19937 random(2);
+  for (const int64_t cols : {1, 63, 64, 65, 200}) {
+    const Problem p = linear_problem(1, 37, cols, 0.6);
+    const Weight weight(p, random, any_number);
+    const std::vector<uint64_t> words = weight.words(cols);
+    const std::vector<S> values = stored<S>(weight.values);
+    const cpu::Csr<int32_t> by_index{p.rows, weight.nnz(), weight.crow.data(), weight.col.data()};
+    const cpu::Csr<int32_t> by_word{p.rows, weight.nnz(), weight.crow.data(), weight.col.data(), words.data(),
+                                    (cols + 63) / 64};
+    std::vector<S> right(p.rows * cols), dense(p.rows * cols), packed(values.size());
+    cpu::expand<S>({kernels, threads(1)}, by_index, values.data(), cols, right.data());
+    for (const int64_t count : {1, 3}) {
+      const cpu::Context context{kernels, threads(count)};
+      cpu::expand<S>(context, by_word, values.data(), cols, dense.data());
+      cpu::gather<S>(context, by_word, right.data(), cols, packed.data());
+      const std::string what = std::string(kernels.name) + " " + type_name<S>() + " " + std::to_string(cols) + " columns";
+      expect(same_bits(dense, right), what + ": expand by words is that by indices");
+      expect(same_bits(packed, values), what + ": gather by words takes what the weight owns");
+    }
+  }
 }
 
 // Rows without weights and a row of all of them included; nothing beside the matrix is written.
 template <class S>
-void test_expansion() {
+void test_expansion(const cpu::Microkernels& kernels) {
   const std::vector<int32_t> crow = {0, 2, 2, 5, 6}, col = {0, 2, 0, 1, 2, 1};
   const std::vector<S> values = stored<S>({1, 2, 3, 4, 5, 6}), none = stored<S>({-1, -1});
   const std::vector<S> expected = stored<S>({1, 0, 2, 0, 0, 0, 3, 4, 5, 0, 6, 0, -1, -1});
   const cpu::Csr<int32_t> weight{4, 6, crow.data(), col.data()};
   for (const int64_t count : {1, 3}) {
     std::vector<S> dense = stored<S>(std::vector<double>(14, -1)), packed = stored<S>(std::vector<double>(8, -1));
-    cpu::expand<S>(threads(count), weight, values.data(), 3, dense.data());
-    cpu::gather<S>(threads(count), weight, expected.data(), 3, packed.data());
+    cpu::expand<S>({kernels, threads(count)}, weight, values.data(), 3, dense.data());
+    cpu::gather<S>({kernels, threads(count)}, weight, expected.data(), 3, packed.data());
     expect(same_bits(dense, expected), type_name<S>() + ": expand puts values where the weight is, and zeros elsewhere");
     expect(same_bits(packed, joined(values, none)), type_name<S>() + ": gather takes what the weight owns");
   }
+}
+
+template <class S>
+void test_operators(const cpu::Microkernels& kernels) {
+  test_expansion<S>(kernels);
+  test_expansion_by_words<S>(kernels);
+  std::mt19937 random(1);
+  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);
+  for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
+  for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
+  for (const bool together : {false, true}) {
+    for (const bool with_words : {false, true}) {
+      expect_groups_to_be_separate_products<S>(kernels, together, with_words, random);
+    }
+  }
+  expect_same_bits_by_words<S>(kernels, linear_problem(1, 130, 1000, 0.3), random);
+  expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
+  expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
+  expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
 }
 
 // The value a half's bits stand for, from the format's definition.
@@ -412,10 +468,6 @@ int main() {
   test::test_rounding<cpu::Half>(test::half_value, 0x7C00);
   test::test_rounding<cpu::BFloat16>(test::bfloat16_value, 0x7F80);
   test::test_row_split();
-  test::test_expansion<float>();
-  test::test_expansion<double>();
-  test::test_expansion<cpu::Half>();
-  test::test_expansion<cpu::BFloat16>();
   for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
     test::test_negative_zero<float>(*kernels);
     test::test_negative_zero<double>(*kernels);

@@ -8,7 +8,8 @@ from torch import Tensor
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
 Index = list[Tensor]
-"""``[crow, col]``, with ``[crow_t, row_t, perm]`` behind for ``*_dx``; see :meth:`SparsePattern.index`."""
+"""``[crow, col]``, with ``[crow_t, row_t, perm]`` behind for ``*_dx``; see :meth:`SparsePattern.index`. Last, where a
+backend asks for them, what it adds: on the CPU the words of the mask."""
 
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -18,6 +19,11 @@ ACTIVATIONS = ("none", "relu", "gelu")
 def columns(index: Index) -> int:
     """Columns of the weight, read off an index that has the column order."""
     return index[2].shape[0] - 1
+
+
+def words_of(index: Index) -> Tensor | None:
+    """The words of the mask, ``[rows, n]``, where an index on the CPU has them."""
+    return index[-1] if index[-1].dim() == 2 else None
 
 
 def activated(y: Tensor, activation: str) -> Tensor:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rsn2_kernels.backends import words_of
+
 
 class TaskPart(NamedTuple):
     """What one task has of a call.
@@ -51,7 +53,8 @@ def parts(index: list[Tensor], tasks: int, bounds: list[int]) -> Iterator[TaskPa
         tasks: number of tasks.
         bounds: as :func:`rows_by_task` gives them.
     """
-    _, crow, col, *by_column = index
+    words = words_of(index)
+    _, crow, col, *by_column = index if words is None else index[:-1]
     rows = (crow.shape[0] - 1) // tasks
     begins = crow[::rows].tolist()
     pointers = [_from_zero(each, tasks) for each in (crow, *by_column[:1])]
@@ -63,7 +66,15 @@ def parts(index: list[Tensor], tasks: int, bounds: list[int]) -> Iterator[TaskPa
         own = [pointers[0][task], col[weights]]
         if by_column:
             own += [pointers[1][task], by_column[1][weights], by_column[2][weights] - first]
+        if words is not None:
+            own.append(words[task * rows : (task + 1) * rows])
         yield TaskPart(task, slice(begin, end), weights, own)
+
+
+def _by_row(index: list[Tensor]) -> list[Tensor]:
+    """An index without the column order."""
+    words = words_of(index)
+    return index[:3] if words is None else [*index[:3], words]
 
 
 def _from_zero(crow: Tensor, tasks: int) -> Tensor:
@@ -87,7 +98,7 @@ def linear_by_task(
     x, values = x.index_select(0, order), values.contiguous()
     found = [
         linear(x[part.rows], values[part.weights], None if biases is None else biases[part.task], part.own_index)
-        for part in parts(index[:3], tasks, bounds)
+        for part in parts(_by_row(index), tasks, bounds)
     ]
     return y.index_copy_(0, order, torch.cat(found).to(y.dtype)) if found else y
 
@@ -118,6 +129,6 @@ def dvalues_by_task(
     order, bounds = rows_by_task(index[0], tasks)
     dvalues = x.new_zeros(index[2].shape[0])
     dy, x = dy.index_select(0, order), x.index_select(0, order)
-    for part in parts(index[:3], tasks, bounds):
+    for part in parts(_by_row(index), tasks, bounds):
         dvalues[part.weights] = linear_dvalues(dy[part.rows], x[part.rows], part.own_index)
     return dvalues

@@ -3,8 +3,6 @@
 The expanded weight lives for one call. The gradient of the values is gathered out of the dense weight gradient.
 """
 
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,19 +88,20 @@ def _filters(values: Tensor, index: Index, channels: int, geometry: ConvGeometry
 
 
 def _expand(values: Tensor, index: Index, cols: int) -> Tensor:
-    """The dense weight ``[rows, cols]``."""
-    weight: Tensor = _copies(values).expand(values, index[0], index[1], cols)
+    """The dense weight ``[rows, cols]``: by kernels of this package, which read the pattern once, where some do it."""
+    if cpu.has_kernels(values):
+        return cpu.expand(values, index, cols)
+    weight: Tensor = (triton if _has_triton(values) else csr).expand(values, index[0], index[1], cols)
     return weight
 
 
 def _owned(dense: Tensor, index: Index) -> Tensor:
-    """What is owned of a dense ``[rows, cols]`` weight, packed."""
-    values: Tensor = _copies(dense).gather(dense, index[0], index[1])
+    """What is owned of a dense ``[rows, cols]`` weight, packed: as in `_expand`."""
+    if cpu.has_kernels(dense):
+        return cpu.gather(dense, index)
+    values: Tensor = (triton if _has_triton(dense) else csr).gather(dense, index[0], index[1])
     return values
 
 
-def _copies(operand: Tensor) -> ModuleType:
-    """Whose `expand` and `gather` run: kernels of this package, which read the pattern once, where some take this."""
-    if cpu.has_kernels(operand):
-        return cpu
-    return triton if operand.is_cuda and triton.why_not(operand.device, operand.dtype) is None else csr
+def _has_triton(operand: Tensor) -> bool:
+    return operand.is_cuda and triton.why_not(operand.device, operand.dtype) is None

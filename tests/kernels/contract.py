@@ -14,7 +14,7 @@ from .precision import Exact, assert_within_roundoff
 OF_VENDOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
-def assert_keeps_contract(case: Case, dtype: torch.dtype, backend: str) -> None:
+def assert_keeps_contract(case: Case, dtype: torch.dtype, backend: str | None) -> None:
     """Fail unless y, dx, dvalues and dbias of ``case`` are exact up to roundoff."""
     operands = case.operands(dtype)
     exact = oracle.products(case.function(operands.mask), operands.x, operands.values, operands.bias, operands.dy)

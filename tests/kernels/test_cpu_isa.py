@@ -33,7 +33,7 @@ def run(isa: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set_keeps_the_contract(isa: str, tmp_path: Path) -> None:
-    files = [str(HERE / name) for name in ("test_contract_linear.py", "test_contract_conv.py")]
+    files = [str(HERE / name) for name in ("test_contract_linear.py", "test_contract_conv.py", "test_cpu_words.py")]
     some = "cpu and awkward_sizes and not torch.float16"  # float16 differs from bfloat16 in the conversion alone
     done = run(isa, tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", some, *files)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

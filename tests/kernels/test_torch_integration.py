@@ -216,7 +216,8 @@ def test_without_a_backend_name_compiling_works_too(operator: str, dynamic: bool
         with_gradients(function, operands, operands.dy),
         strict=True,
     ):
-        assert torch.equal(got, expected)
+        # An eager call may go by the words of a mask, which a graph does not make: another order of the same sums.
+        torch.testing.assert_close(got, expected)
 
 
 class Network(nn.Module):
@@ -309,6 +310,7 @@ FOLLOWED = pytest.mark.parametrize("followed", [without_data, transformed])
 DERIVED: dict[str, Callable[[rk.SparsePattern], Sequence[Tensor]]] = {
     "column order": lambda pattern: pattern.by_column(),
     "16-bit index": lambda pattern: cpu.index(pattern, with_columns=True, geometry=None),
+    "mask words": lambda pattern: (pattern.words(),),
     "compact form": plans.compact,
     "group": lambda pattern: PatternGroup.of([pattern, pattern]).index(with_columns=True),
 }

@@ -174,7 +174,8 @@ def test_train_refuses_the_folder_of_another_run(trained: tuple[Path, object], t
     config = write_data(tmp_path)
     config.write_text(config.read_text().replace("epochs = 12", "epochs = 13"))
     result = call("train", config, "--out", trained[0] / "run")
-    assert_one_line(result, 2, r"error: .*/run holds a run with other settings \(tasks, training\): .*--fresh\.")
+    changed = r"\(controls, stages, tasks, training\)"
+    assert_one_line(result, 2, rf"error: .*/run holds a run with other settings {changed}: .*--fresh\.")
 
 
 def test_train_does_not_show_a_finished_run_of_other_data(tmp_path: Path) -> None:

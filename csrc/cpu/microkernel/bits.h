@@ -1,0 +1,252 @@
+// Products on a single position, and copies into and out of dense rows, by the bits of a mask.
+//
+// From some density on it is quicker to put the weights of neighbouring columns where they belong in a register than to
+// look each weight's feature up. The work is that of all columns, whatever the density.
+#pragma once
+
+#include "../microkernel.h"
+#include "vectors.h"
+
+#if defined(__AVX2__)
+namespace rsn2::cpu::RSN2_ISA {
+namespace {
+
+constexpr int kWord = 64;  // columns of a word: what stands together is at most so much
+
+// For each octet of bits: which of the packed values belongs to each of its eight columns, and which column each of the
+// packed values. kNone where there is none: a shuffle of bytes makes 0 of it, and other shuffles can be told to.
+constexpr uint8_t kNone = 0x90;
+struct Places {
+  uint8_t value[256][8], later_value[256][8], column[256][8];  // later: counted from 8
+  uint8_t value_bytes[256][16], column_bytes[256][16];         // the same for elements of two bytes
+};
+constexpr Places make_places() {
+  Places places{};
+  for (int bits = 0; bits < 256; ++bits) {
+    int count = 0;
+    for (int i = 0; i < 8; ++i) {
+      const bool owned = bits >> i & 1;
+      places.value[bits][i] = static_cast<uint8_t>(owned ? count : kNone);
+      places.later_value[bits][i] = static_cast<uint8_t>(owned ? count + 8 : kNone);
+      if (owned) places.column[bits][count++] = static_cast<uint8_t>(i);
+    }
+    for (int i = 0; i < 16; ++i) {
+      const uint8_t value = places.value[bits][i / 2], column = places.column[bits][i / 2];
+      places.value_bytes[bits][i] = static_cast<uint8_t>(value == kNone ? kNone : 2 * value + i % 2);
+      places.column_bytes[bits][i] = static_cast<uint8_t>(2 * column + i % 2);
+    }
+  }
+  return places;
+}
+alignas(64) constexpr Places kPlaces = make_places();
+
+// Bits of a word below `column`.
+inline int64_t count_below(uint64_t word, int column) {
+  return column == 0 ? 0 : __builtin_popcountll(word << (kWord - column));
+}
+inline int octet(uint64_t word, int i) { return static_cast<int>(word >> 8 * i & 0xFF); }
+inline __m128i eight_bytes(const uint8_t* bytes) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)); }
+
+// Register `i` of a word's columns: of `values`, which are the word's, each where its bit is, and 0 elsewhere.
+inline __attribute__((always_inline)) Lanes<float>::Vector spread(const float* values, uint64_t word, int i) {
+#if defined(__AVX512F__)
+  const float* const own = values + count_below(word, 16 * i);
+  // Zen 5 takes more than four cycles for an expansion, and three for the shuffle below. They wait for different units:
+  // with both in turn a product of 1000 x 1000 takes 50 us, with either alone 100 or 62.
+  if (i % 2 == 0) return _mm512_maskz_expand_ps(static_cast<__mmask16>(word >> 16 * i), _mm512_loadu_ps(own));
+  const float* const later = values + count_below(word, 16 * i + 8);
+  const __m512 both = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(own)), _mm256_loadu_ps(later), 1);
+  const __m128i places = _mm_unpacklo_epi64(eight_bytes(kPlaces.value[octet(word, 2 * i)]),
+                                            eight_bytes(kPlaces.later_value[octet(word, 2 * i + 1)]));
+  return _mm512_permutex2var_ps(both, _mm512_cvtepu8_epi32(places), _mm512_setzero_ps());
+#else
+  const __m256i places = _mm256_cvtepi8_epi32(eight_bytes(kPlaces.value[octet(word, i)]));
+  const __m256 found = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + count_below(word, 8 * i)), places);
+  return _mm256_blendv_ps(found, _mm256_setzero_ps(), _mm256_castsi256_ps(places));
+#endif
+}
+constexpr int kSpreads = kWord / kLanes<float>;
+
+inline __attribute__((always_inline)) void spread_eight(const uint16_t* values, uint64_t word, int i, uint16_t* dense) {
+  const __m128i places = _mm_load_si128(reinterpret_cast<const __m128i*>(kPlaces.value_bytes[octet(word, i)]));
+  const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + count_below(word, 8 * i)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(dense + 8 * i), _mm_shuffle_epi8(own, places));
+}
+
+// Of eight columns those that are owned, side by side; garbage behind them.
+inline __attribute__((always_inline)) __m256 packed_eight(const float* dense, uint64_t word, int i) {
+  const __m256i places = _mm256_cvtepu8_epi32(eight_bytes(kPlaces.column[octet(word, i)]));
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(dense + 8 * i), places);
+}
+
+inline __attribute__((always_inline)) void pack_eight(const uint16_t* dense, uint64_t word, int i, uint16_t* values) {
+  const __m128i places = _mm_load_si128(reinterpret_cast<const __m128i*>(kPlaces.column_bytes[octet(word, i)]));
+  const __m128i columns = _mm_loadu_si128(reinterpret_cast<const __m128i*>(dense + 8 * i));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(values + count_below(word, 8 * i)), _mm_shuffle_epi8(columns, places));
+}
+
+// A word's elements are read and written whole. Where they are not all there, they pass through here; elsewhere, kInside,
+// nothing is asked.
+template <class S, bool kInside>
+struct Edge {
+  S elements[kWord];
+
+  inline __attribute__((always_inline)) const S* read(const S* source, int64_t there) {
+    if (kInside || there >= kWord) return source;
+    for (int64_t i = 0; i < kWord; ++i) elements[i] = i < there ? source[i] : S{0};
+    return elements;
+  }
+  inline __attribute__((always_inline)) S* write(S* target, int64_t there) {
+    return kInside || there >= kWord ? target : elements;
+  }
+  // Of what was written, `count` elements belong to the target.
+  inline __attribute__((always_inline)) void finish(S* target, int64_t there, int64_t count) const {
+    if (kInside || there >= kWord) return;
+    for (int64_t i = 0; i < count; ++i) target[i] = elements[i];
+  }
+};
+
+// Runs row(r, edge) for the rows: those behind which a word of values has room before position `end`, then the others.
+template <class S, class Row>
+inline __attribute__((always_inline)) void for_rows(const int32_t* begin, int64_t first, int64_t last, int64_t end,
+                                                    const Row& row) {
+  Edge<S, true> inside;
+  Edge<S, false> edge;
+  int64_t r = first;
+  for (; r < last && begin[r + 1] + kWord <= end; ++r) row(r, inside);
+  for (; r < last; ++r) row(r, edge);
+}
+
+inline __attribute__((always_inline)) float sum_of(const Lanes<float>::Vector& vector) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(vector);
+#else
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps(vector, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#endif
+}
+
+void multiply_bits(const BitProduct& p) {
+  const int64_t row_words = p.mask.row_words;
+  const float* const x = p.x;
+  for_rows<float>(p.mask.begin, p.row_begin, p.row_end, p.nnz, [&](int64_t r, auto& edge) {
+    const uint64_t* const words = p.mask.words + r * row_words;
+    int64_t k = p.mask.begin[r];
+    Lanes<float>::Vector sums[kSpreads] = {};
+    for (int64_t w = 0; w < row_words; ++w) {
+      const uint64_t word = words[w];
+      const float* const own = edge.read(p.values + k, p.nnz - k);
+#pragma GCC unroll 8
+      for (int i = 0; i < kSpreads; ++i) {
+        sums[i] = multiply_add(spread(own, word, i), load(x + w * kWord + i * kLanes<float>), sums[i]);
+      }
+      k += __builtin_popcountll(word);
+    }
+#pragma GCC unroll 8
+    for (int i = 1; i < kSpreads; ++i) sums[0] += sums[i];
+    p.out[r - p.row_begin] = sum_of(sums[0]) + (p.bias ? p.bias[r] : 0.0f);
+  });
+}
+
+void scatter_bits(const BitScatter& p) {
+  for_rows<float>(p.mask.begin, 0, p.row_count, p.nnz, [&](int64_t r, auto& edge) {
+    const uint64_t* const words = p.mask.words + r * p.mask.row_words;
+    const Lanes<float>::Vector factor = broadcast(p.rows[r]);
+    int64_t k = p.mask.begin[r];
+    for (int64_t w = 0; w < p.word_begin; ++w) k += __builtin_popcountll(words[w]);
+    float* const out = p.out;
+    for (int64_t w = p.word_begin, end = p.word_end; w < end; ++w) {
+      const uint64_t word = words[w];
+      const float* const own = edge.read(p.values + k, p.nnz - k);
+#pragma GCC unroll 8
+      for (int i = 0; i < kSpreads; ++i) {
+        float* const target = out + w * kWord + i * kLanes<float>;
+        store(target, multiply_add(spread(own, word, i), factor, load(target)));
+      }
+      k += __builtin_popcountll(word);
+    }
+  });
+}
+
+void sample_bits(const BitSample& p) {
+  const int64_t row_words = p.mask.row_words, end = p.mask.begin[p.row_end];
+  const float* const x = p.x;
+  for_rows<float>(p.mask.begin, p.row_begin, p.row_end, end, [&](int64_t r, auto& edge) {
+    const uint64_t* const words = p.mask.words + r * row_words;
+    const __m256 factor = _mm256_set1_ps(p.rows[r]);
+    float* target = p.out + p.mask.begin[r];
+    float* const last = p.out + end;
+    for (int64_t w = 0; w < row_words; ++w) {
+      const uint64_t word = words[w];
+      float* const own = edge.write(target, last - target);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        _mm256_storeu_ps(own + count_below(word, 8 * i), _mm256_mul_ps(factor, packed_eight(x + w * kWord, word, i)));
+      }
+      const int64_t count = __builtin_popcountll(word);
+      edge.finish(target, last - target, count);
+      target += count;
+    }
+  });
+}
+
+inline __attribute__((always_inline)) void spread_word(const float* values, uint64_t word, float* dense) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kSpreads; ++i) store(dense + i * kLanes<float>, spread(values, word, i));
+}
+inline __attribute__((always_inline)) void spread_word(const uint16_t* values, uint64_t word, uint16_t* dense) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) spread_eight(values, word, i, dense);
+}
+inline __attribute__((always_inline)) void pack_word(const float* dense, uint64_t word, float* values) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) _mm256_storeu_ps(values + count_below(word, 8 * i), packed_eight(dense, word, i));
+}
+inline __attribute__((always_inline)) void pack_word(const uint16_t* dense, uint64_t word, uint16_t* values) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) pack_eight(dense, word, i, values);
+}
+
+template <class S>
+void expand_bits(const BitExpansion<S>& e) {
+  const int64_t whole_words = e.cols / kWord, rest = e.cols % kWord;
+  for_rows<S>(e.mask.begin, e.row_begin, e.row_end, e.nnz, [&](int64_t r, auto& edge) {
+    const uint64_t* const words = e.mask.words + r * e.mask.row_words;
+    S* const row = e.dense + r * e.cols;
+    const S *values = e.values + e.mask.begin[r], *const end = e.values + e.nnz;
+    for (int64_t w = 0; w < whole_words; ++w) {
+      spread_word(edge.read(values, end - values), words[w], row + w * kWord);
+      values += __builtin_popcountll(words[w]);
+    }
+    if (rest == 0) return;
+    S last[kWord];
+    spread_word(edge.read(values, end - values), words[whole_words], last);
+    for (int64_t c = 0; c < rest; ++c) row[whole_words * kWord + c] = last[c];
+  });
+}
+
+template <class S>
+void gather_bits(const BitGather<S>& g) {
+  const int64_t whole_words = g.cols / kWord, rest = g.cols % kWord, end = g.mask.begin[g.row_end];
+  for_rows<S>(g.mask.begin, g.row_begin, g.row_end, end, [&](int64_t r, auto& edge) {
+    const uint64_t* const words = g.mask.words + r * g.mask.row_words;
+    const S* const row = g.dense + r * g.cols;
+    S *target = g.values + g.mask.begin[r], *const last = g.values + end;
+    const auto pack = [&](const S* dense, uint64_t word) __attribute__((always_inline)) {
+      const int64_t there = last - target, count = __builtin_popcountll(word);
+      pack_word(dense, word, edge.write(target, there));
+      edge.finish(target, there, count);
+      target += count;
+    };
+    for (int64_t w = 0; w < whole_words; ++w) pack(row + w * kWord, words[w]);
+    if (rest == 0) return;
+    S columns[kWord] = {};
+    for (int64_t c = 0; c < rest; ++c) columns[c] = row[whole_words * kWord + c];
+    pack(columns, words[whole_words]);
+  });
+}
+
+}  // namespace
+}  // namespace rsn2::cpu::RSN2_ISA
+#endif

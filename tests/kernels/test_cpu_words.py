@@ -1,0 +1,134 @@
+"""One row of x goes by the bits of the mask where a weight owns an eighth or more, unless a backend was asked for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import rsn2_kernels as rk
+from rsn2_kernels import dispatch
+from rsn2_kernels.backends import words_of
+from rsn2_kernels.bits import pack_bits
+from rsn2_kernels.group import PatternGroup
+
+from .cases import Case, GroupedCase, LinearCase, random_mask
+from .contract import assert_keeps_contract
+from .precision import DTYPES
+
+STATUS = rk.available_backends()["cpu"]
+pytestmark = pytest.mark.skipif(STATUS is not True, reason=str(STATUS))
+
+# Around a word of 64 columns and one register of a row; rows and tasks that own nothing or all.
+AWKWARD_SIZES: tuple[Case, ...] = (
+    LinearCase(1, 1, (1,), 1.0),
+    LinearCase(5, 7, (1,), 1.0),
+    LinearCase(7, 96, (1,), 0.5, holes=True),
+    LinearCase(40, 63, (1,), 0.9),
+    LinearCase(3, 64, (1,), 1.0),
+    LinearCase(33, 65, (1,), 0.2, x_layout="reversed", dy_layout="reversed"),
+    LinearCase(70, 300, (1, 1), 0.3, bias=False),
+    LinearCase(130, 1000, (), 0.6),
+    GroupedCase(4, 33, 70, (4,), 0.4),
+    GroupedCase(5, 9, 130, (7,), 0.3, absent=(1,), empty=(2,), full=(3,)),
+)
+
+
+def words_read(case: Case) -> Tensor | None:
+    """The words that a call reads with no backend asked for."""
+    patterns = case.operands(torch.float32).patterns
+    weight, op = (
+        (PatternGroup.of(patterns), "grouped_linear") if isinstance(case, GroupedCase) else (patterns[0], "linear")
+    )
+    batch = torch.Size(case.batch).numel()
+    name, index = dispatch.resolve(op, weight, batch, torch.float32, None, with_columns=True)
+    assert name == "cpu"
+    return words_of(index)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+def test_awkward_sizes(case: Case, dtype: torch.dtype) -> None:
+    assert words_read(case) is not None
+    assert_keeps_contract(case, dtype, None)
+
+
+@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+def test_gradients_are_those_by_indices_to_the_bit(case: Case) -> None:
+    operands = case.operands(torch.float32)
+    found, expected = (
+        torch.autograd.grad(case.call(operands, backend), list(operands.inputs.values()), operands.dy)
+        for backend in (None, "cpu")
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+def test_a_row_of_x_may_lie_anywhere(case: Case) -> None:
+    """What stands beside the operands in memory is not read into the result, though registers are wider."""
+    operands = case.operands(torch.float32)
+    expected = case.call(operands, None)
+    memory = torch.full((operands.x.numel() + 130,), torch.nan)
+    beside = memory[65 : 65 + operands.x.numel()].view(operands.x.shape).copy_(operands.x.detach())
+    values = torch.full((operands.values.numel() + 130,), torch.nan)
+    packed = values[65 : 65 + operands.values.numel()].copy_(operands.values.detach())
+    assert torch.equal(case.call(replace(operands, x=beside, values=packed), None), expected)
+
+
+def test_the_words_are_those_of_the_masks() -> None:
+    case = GroupedCase(3, 33, 70, (5,), 0.4)
+    operands = case.operands(torch.float32)
+    expected = [pack_bits(mask) for mask in operands.mask]
+    assert all(torch.equal(p.words(), words) for p, words in zip(operands.patterns, expected, strict=True))
+    assert torch.equal(PatternGroup.of(operands.patterns).words(), torch.cat(expected))
+
+
+@pytest.mark.parametrize("case", [LinearCase(70, 300, (1,), 0.1), LinearCase(70, 300, (2,), 0.9)], ids=str)
+def test_a_thin_weight_and_a_larger_batch_go_by_indices(case: LinearCase) -> None:
+    assert words_read(case) is None
+
+
+def test_a_backend_that_is_asked_for_gives_a_row_the_same_bits_in_every_batch() -> None:
+    pattern = rk.SparsePattern.from_mask(random_mask(70, 300, 0.5, 0))
+    _, index = dispatch.resolve("linear", pattern, 1, torch.float32, "cpu", with_columns=True)
+    assert words_of(index) is None
+
+
+def test_words_are_made_once_and_counted() -> None:
+    pattern = rk.SparsePattern.from_mask(random_mask(70, 300, 0.5, 0))
+    dispatch.index("cpu", pattern, with_columns=False)
+    before = pattern.nbytes
+    first = words_of(dispatch.index("cpu", pattern, with_columns=False, single=True))
+    assert pattern.nbytes == before + 70 * 5 * 8
+    assert words_of(dispatch.index("dense", pattern, with_columns=False)) is first
+
+
+@pytest.mark.parametrize("product", ["linear", "linear_dx", "linear_dvalues"])
+def test_opcheck_passes(product: str) -> None:
+    operands = LinearCase(6, 90, (1,), 0.5).operands(torch.float32)
+    x, values, dy = operands.x, operands.values, operands.dy
+    index, short = (dispatch.index("cpu", operands.pattern, columns, single=True) for columns in (True, False))
+    arguments = {
+        "linear": (x, values, operands.bias, index, "relu", "cpu"),
+        "linear_dx": (dy, values.detach(), index, "cpu"),
+        "linear_dvalues": (dy, x.detach(), short, "cpu"),
+    }
+    torch.library.opcheck(getattr(torch.ops.rsn2, product).default, arguments[product])
+
+
+def test_compiled_calls_give_what_eager_ones_do() -> None:
+    torch.compiler.reset()
+    case = LinearCase(33, 130, (1,), 0.5)
+    operands = case.operands(torch.float32)
+    for _ in range(2):  # the first eager call makes the words, with which the second graph is compiled
+        compiled = torch.compile(lambda: case.call(operands, None), fullgraph=True)()
+        torch.testing.assert_close(compiled, case.call(operands, None))
+
+
+@pytest.mark.parametrize("words", [torch.zeros(6, 1, dtype=torch.int64), torch.zeros(6, 2, dtype=torch.int32)])
+def test_the_operator_refuses_words_of_another_weight(words: Tensor) -> None:
+    operands = LinearCase(6, 90, (1,), 0.5).operands(torch.float32)
+    crow, col = dispatch.index("cpu", operands.pattern, with_columns=False)
+    with pytest.raises(RuntimeError, match=r"rsn2_cpu::linear: expected .*words"):
+        torch.ops.rsn2_cpu.linear(operands.x, operands.values, operands.bias, crow, col, words)
