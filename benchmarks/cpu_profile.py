@@ -30,6 +30,7 @@ WORKLOADS = ("linear 512 x 1000 x 1000", "linear 1 x 4096 x 4096", "conv 3x3, 64
 PARTS = {
     "multiply_rows": "products",
     "multiply_quads": "products",
+    "multiply_bits": "products",
     "order_rows": "products",
     "scatter": "products",
     "sample": "value gradients",
@@ -42,9 +43,10 @@ PARTS = {
 LOOPS = {
     "products, a panel": "multiply_rows<float, unsigned short, {vectors}, 2, ",
     "products, one position": "multiply_quads<float, unsigned short, 2>",
+    "products, one position, by bits": "multiply_bits",
     "value gradients, a panel": "sample_wide<float, unsigned short>",
 }
-SHUFFLES = ("vunpck", "vshuf", "vinsert", "vperm", "vmovlhps", "vmovhlps")
+SHUFFLES = ("vunpck", "vshuf", "vinsert", "vperm", "vexpand", "vpunpck", "vpmovzx", "vmovlhps", "vmovhlps")
 
 
 class Instruction(NamedTuple):
