@@ -21,6 +21,8 @@ import rsn2_kernels as rk
 from rsn2 import machine
 from rsn2.bench.timing import medians
 from rsn2_kernels import dispatch
+from rsn2_kernels.backends import cpu
+from rsn2_kernels.ops.linear import _LINEAR
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -47,7 +49,12 @@ def cases(op: str, dtype: torch.dtype) -> list[tuple[rk.SparsePattern, int, dict
             pattern = rk.SparsePattern.from_mask(torch.rand(rows, cols, generator=generator) < density)
             values = torch.randn(pattern.nnz, generator=generator).to(dtype)
             x = torch.randn(batch, cols, generator=generator).to(dtype)
-            made.append((pattern, batch, {name: call_linear(x, values, pattern, name) for name in ("dense", "cpu")}))
+            calls = {"dense": call_linear(x, values, pattern, "dense")}
+            if batch == 1 and dtype != torch.float64 and cpu.is_worth_bits(pattern):
+                calls["cpu by bits"] = call_by_bits(x, values, pattern)
+            else:
+                calls["cpu"] = call_linear(x, values, pattern, "cpu")
+            made.append((pattern, batch, calls))
         return made
     for (rows, channels, side, images), density in itertools.product(CONVOLUTIONS, DENSITIES):
         pattern = rk.SparsePattern.from_mask(torch.rand(rows, channels * 9, generator=generator) < density)
@@ -63,6 +70,12 @@ def call_linear(x: Tensor, values: Tensor, pattern: rk.SparsePattern, backend: s
     return lambda: rk.linear(x, values, pattern, backend=backend)
 
 
+def call_by_bits(x: Tensor, values: Tensor, pattern: rk.SparsePattern) -> Callable[[], Tensor]:
+    """One forward product of the cpu backend as it is where nobody asked for it by name."""
+    index = dispatch.index("cpu", pattern, with_columns=False, single=True)
+    return lambda: _LINEAR(x, values, None, index, "none", "cpu")
+
+
 def call_conv(x: Tensor, values: Tensor, pattern: rk.SparsePattern, backend: str) -> Callable[[], Tensor]:
     """One forward product."""
     return lambda: rk.conv2d(x, values, pattern, padding=1, kernel_size=3, backend=backend)
@@ -70,28 +83,32 @@ def call_conv(x: Tensor, values: Tensor, pattern: rk.SparsePattern, backend: str
 
 def calibrate(op: str, dtype: torch.dtype, seconds: float) -> dict[str, object]:
     """Fitted costs of both backends, and how the resulting choices do on the same cases."""
-    features: dict[str, list[tuple[float, ...]]] = {"dense": [], "cpu": []}
-    times: dict[str, list[float]] = {"dense": [], "cpu": []}
+    features: dict[str, list[tuple[float, ...]]] = {name: [] for name in dispatch.FEATURES}
+    times: dict[str, list[float]] = {name: [] for name in dispatch.FEATURES}
+    place: list[tuple[str, int]] = []  # of each case: the name of its other backend, and where in that one's lists
     with torch.no_grad():
         for pattern, batch, calls in cases(op, dtype):
             measured = medians(calls, seconds)
-            for name, row in dispatch.features(pattern, batch).items():
+            place += [(name, len(times[name])) for name in calls if name != "dense"]
+            for name, row in dispatch.features(pattern, batch, "cpu by bits" in calls).items():
                 features[name].append(row)
                 times[name].append(measured[name])
     costs, predicted = {}, {}
     for name, rows in features.items():
-        table, taken = np.array(rows), np.array(times[name])
-        costs[name] = nnls(table / taken[:, None], np.ones(len(taken)))[0]
-        predicted[name] = table @ costs[name]
-    best = np.minimum(times["dense"], times["cpu"])
-    chosen = np.where(predicted["dense"] <= predicted["cpu"], times["dense"], times["cpu"])
+        if rows:
+            table, taken = np.array(rows), np.array(times[name])
+            costs[name] = nnls(table / taken[:, None], np.ones(len(taken)))[0]
+            predicted[name] = table @ costs[name]
+    dense, other = np.array(times["dense"]), np.array([times[name][at] for name, at in place])
+    best = np.minimum(dense, other)
+    chosen = np.where(predicted["dense"] <= [predicted[name][at] for name, at in place], dense, other)
     return {
         "nanoseconds": {name: [float(f"{1e9 * cost:.3g}") for cost in found] for name, found in costs.items()},
         "cases": len(best),
         "share_within_5_percent_of_best": float(np.mean(best / chosen >= 0.95)),
         "worst_best_over_chosen": float(np.min(best / chosen)),
         "median_dense_over_cpu_by_density": {
-            str(density): float(np.median((np.array(times["dense"]) / times["cpu"])[number_of_density(op) == number]))
+            str(density): float(np.median((dense / other)[number_of_density(op) == number]))
             for number, density in enumerate(DENSITIES)
         },
     }

@@ -240,33 +240,47 @@ def _cheapest(costs: dict[str, float]) -> str:
 FEATURES = {
     "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
     "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
+    "cpu by bits": ("call", "owned weights", "positions"),
 }
-"""What the predicted time of a backend is a sum of: expansion and dense product, or packing and sparse product."""
+"""What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
+row of x, a product by the bits of the mask."""
 
 
-def features(pattern: CsrIndex, batch: int) -> dict[str, tuple[float, ...]]:
+def features(pattern: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, tuple[float, ...]]:
     """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
     rows, cols = pattern.shape
     nnz = pattern.nnz
     tasks = pattern.stacks
-    return {
-        "dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch),
-        "cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks),
-    }
+    found = {"dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)}
+    if by_bits:
+        return found | {"cpu by bits": (tasks, nnz, tasks * rows * cols)}
+    return found | {"cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks)}
 
 
 # Nanoseconds per unit of each feature, one thread, fitted by benchmarks/calibrate_dispatch.py and held by
 # results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 95 to 100 % of the
 # cases of each row. More threads scale both sides.
 _NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
-    ("linear", torch.float32): {"dense": (9620, 0.541, 0.123, 0, 0.0236), "cpu": (8830, 0.346, 0.136, 0.0234)},
-    ("linear", torch.float64): {"dense": (9290, 0.515, 0.286, 0.324, 0.0428), "cpu": (8510, 0.29, 0.256, 0.0489)},
-    ("linear", torch.bfloat16): {"dense": (27700, 0.343, 0.0828, 0.168, 0.00406), "cpu": (14200, 0.298, 0.316, 0.0233)},
-    ("linear", torch.float16): {"dense": (10900, 0.529, 0.0193, 5, 0.076), "cpu": (8140, 1.52, 1.46, 0.0272)},
-    ("conv2d", torch.float32): {"dense": (0, 0, 0, 0.271, 0.00729), "cpu": (0, 2.48, 0.102, 0.0219)},
-    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.437, 0.0551), "cpu": (0, 0, 0.159, 0.0507)},
-    ("conv2d", torch.bfloat16): {"dense": (24400, 0.206, 1.81, 0.257, 0.000976), "cpu": (4300, 7.46, 0.121, 0.0198)},
-    ("conv2d", torch.float16): {"dense": (0, 0, 0.946, 0.283, 0.00728), "cpu": (0, 5.71, 0.469, 0.0191)},
+    ("linear", torch.float32): {
+        "dense": (9300, 0.0671, 0.106, 0, 0.021),
+        "cpu": (7910, 0.339, 0.117, 0.0199),
+        "cpu by bits": (5790, 0.00308, 0.0462),
+    },
+    ("linear", torch.float64): {"dense": (9420, 0.382, 0.174, 0.139, 0.0416), "cpu": (7900, 0.262, 0.193, 0.043)},
+    ("linear", torch.bfloat16): {
+        "dense": (15600, 0.106, 0.0979, 0.107, 0.00388),
+        "cpu": (8410, 0.398, 0.272, 0.0197),
+        "cpu by bits": (5930, 0.0837, 0.0411),
+    },
+    ("linear", torch.float16): {
+        "dense": (11600, 0.0752, 0.0309, 3.65, 0.0669),
+        "cpu": (8750, 1.25, 1.25, 0.0221),
+        "cpu by bits": (6100, 0.922, 0.0488),
+    },
+    ("conv2d", torch.float32): {"dense": (19200, 0, 0.967, 0.166, 0.00703), "cpu": (875, 6.97, 0.0932, 0.0186)},
+    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.317, 0.053), "cpu": (0, 0, 0.152, 0.0468)},
+    ("conv2d", torch.bfloat16): {"dense": (27900, 0.458, 1.51, 0.218, 0.00111), "cpu": (4890, 8.3, 0.112, 0.0173)},
+    ("conv2d", torch.float16): {"dense": (10500, 0.243, 1.11, 0.233, 0.00591), "cpu": (0, 10.2, 0.412, 0.0134)},
 }
 
 
@@ -286,10 +300,11 @@ def _costs(
     op = op.removeprefix("grouped_")
     if device.type != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
         return {"dense": 0.0}
-    found = features(weight, batch)
+    known = _NANOSECONDS[op, dtype]
+    by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
     return {
-        name: 1e-9 * sum(cost * amount for cost, amount in zip(costs, found[name], strict=True))
-        for name, costs in _NANOSECONDS[op, dtype].items()
+        name.partition(" ")[0]: 1e-9 * sum(cost * amount for cost, amount in zip(known[name], amounts, strict=True))
+        for name, amounts in features(weight, batch, by_bits).items()
     }
 
 

@@ -79,10 +79,15 @@ def index(weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None, s
     return tensors + mask_words(weight) if single else tensors
 
 
-def mask_words(weight: CsrIndex) -> list[Tensor]:
-    """``[weight.words()]`` where products and copies are quicker by the bits of the mask, else nothing."""
+def is_worth_bits(weight: CsrIndex) -> bool:
+    """Whether copies, and products with one row of x but for float64, are quicker by the bits of the mask."""
     rows, cols = weight.shape
-    if unavailable is not None or WORTH_BITS * weight.nnz < weight.stacks * rows * cols:
+    return unavailable is None and WORTH_BITS * weight.nnz >= weight.stacks * rows * cols
+
+
+def mask_words(weight: CsrIndex) -> list[Tensor]:
+    """``[weight.words()]`` where `is_worth_bits`, else nothing."""
+    if not is_worth_bits(weight):
         return []
     # As in `_narrow`.
     if torch.compiler.is_compiling() and not weight.remembers("words"):

@@ -31,7 +31,7 @@ def linear(
         pattern: where they belong, shape ``(rows, cols)``.
         bias: ``[rows]``, or None.
         backend: a name from :func:`available_backends`, or None for the one predicted to be fastest. Asked for by name,
-            ``cpu`` gives a row of x the same bits in every batch; with None a single row may be summed in another order.
+            ``cpu`` gives a row of x the same bits in every batch; with None, a single row may be summed in another way.
         activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
             where no gradient is recorded.
 
