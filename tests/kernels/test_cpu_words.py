@@ -91,7 +91,7 @@ def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions
     assert one_row[1] < 1.1 * one_row[0] and rows[1] > 1.5 * rows[0]
 
 
-@pytest.mark.parametrize("case", [LinearCase(70, 300, (1,), 0.1), LinearCase(70, 300, (2,), 0.9)], ids=str)
+@pytest.mark.parametrize("case", [LinearCase(70, 300, (1,), 0.1), LinearCase(70, 300, (2,), 0.5)], ids=str)
 def test_a_thin_weight_and_a_larger_batch_go_by_indices(case: LinearCase) -> None:
     assert words_read(case) is None
 

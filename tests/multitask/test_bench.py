@@ -357,8 +357,11 @@ def test_the_command_measures_compares_and_says_what_is_wrong(tmp_path: Path, mo
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {FILE, "tables.md", "speed.png", "roofline.png", "winners.png"} <= names
     old = str(tmp_path / "a" / FILE)
+    # Of each case all but the baseline, which is there twice; a call that another program held up is not sampled.
+    calls = sum(len(record["seconds"]) - 2 for record in json.loads(Path(old).read_text())["records"])
     done = runner.invoke(app, ["--compare", old, "--with", old])
-    assert done.exit_code in (0, 3) and "6 calls compared: 0 slower, 0 faster" in done.output
+    assert 2 <= calls <= 6
+    assert done.exit_code in (0, 3) and f"{calls} calls compared: 0 slower, 0 faster" in done.output
     for arguments, said in (
         (["--quick", "--only", "nothing"], "no case's name holds 'nothing'"),
         (["--with", old], "--with: expected --compare"),
