@@ -113,7 +113,7 @@ inline __attribute__((always_inline)) void for_rows(const int32_t* begin, int64_
   Edge<S, true> inside;
   Edge<S, false> edge;
   int64_t r = first;
-  for (; r < last && begin[r + 1] + kWord <= end; ++r) row(r, inside);
+  for (; r < last && int64_t{begin[r + 1]} + kWord <= end; ++r) row(r, inside);
   for (; r < last; ++r) row(r, edge);
 }
 
