@@ -69,7 +69,8 @@ cpu::ImagesView<S> images(const Tensor& t) {
 using Words = std::optional<Tensor>;
 
 void check_words(const char* op, const Words& words, const Tensor& crow, int64_t cols) {
-  if (words) check_matrix(op, "words", *words, ScalarType::Long, crow.size(0) - 1, (cols + 63) / 64);
+  if (words) check_matrix(op, "words", *words, ScalarType::Long, crow.size(0) - 1,
+                          cpu::ceil_div(cols, cpu::kWordColumns));
 }
 
 template <class I>

@@ -5,12 +5,15 @@
 #include <type_traits>
 
 #include "bit_product.h"
-#include "scalar.h"
 
 namespace rsn2::cpu {
 
 // Elements that are set to zero in the time of a multiply-add.
 inline constexpr int64_t kFillsPerWork = 4;
+
+// What copies take for an element: 16 bits are 16 bits.
+template <class S>
+using CopiedAs = std::conditional_t<sizeof(S) == sizeof(uint16_t), uint16_t, S>;
 
 // How elements are copied by the bits of the weight's mask; null: not so.
 template <class S>

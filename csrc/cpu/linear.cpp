@@ -114,10 +114,10 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
   int64_t batch_, rows_, width_;
 };
 
-// Whether a product on a batch of one goes by the bits of the weight's mask.
-template <class S, class I>
+// Whether a product in float goes by the bits of the weight's mask.
+template <class I>
 bool goes_by_bits(const Context& context, const Csr<I>& weight, int64_t batch) {
-  return batch == 1 && weight.words && context.kernels.bits && std::is_same_v<AccumulatorOf<S>, float>;
+  return batch == 1 && weight.words && context.kernels.bits;
 }
 
 // The features of a batch of one, with zeros behind them up to whole words of columns.
@@ -138,7 +138,7 @@ void linear(const Context& context, const MatrixView<S>& x, const S* values, con
   const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
   if constexpr (std::is_same_v<T, float>) {
-    if (goes_by_bits<S>(context, weight, x.batch)) {
+    if (goes_by_bits(context, weight, x.batch)) {
       const Buffer<float> sums(weight.rows), features = single_row(x);
       multiply_bits(context, weight, wide_values.data(), wide_bias.data(), features.data(), sums.data());
       return narrow_run(sums.data(), weight.rows, y, 1);
@@ -159,7 +159,7 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   if (dy.batch <= kLineElements<T>) {
     const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
     if constexpr (std::is_same_v<T, float>) {
-      if (goes_by_bits<S>(context, weight, dy.batch)) {
+      if (goes_by_bits(context, weight, dy.batch)) {
         const Buffer<float> sums(weight.row_words * kWordColumns), gradient = single_row(dy);
         multiply_bits_transposed(context, weight, wide_values.data(), gradient.data(), sums.data());
         return narrow_run(sums.data(), transposed.cols, dx, 1);
@@ -187,7 +187,7 @@ void linear_dvalues(const Context& context, const MatrixView<S>& dy, const Matri
   const SparseRows<T, I> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
   if constexpr (std::is_same_v<T, float>) {
-    if (goes_by_bits<S>(context, weight, dy.batch)) {
+    if (goes_by_bits(context, weight, dy.batch)) {
       const Buffer<float> gradient = single_row(dy), features = single_row(x);
       sample_bits(context, weight, gradient.data(), features.data(), sums.data());
       return sums.finish(context.parallel);

@@ -29,22 +29,6 @@ struct Accumulator<double> {
 template <class S>
 using AccumulatorOf = typename Accumulator<S>::type;
 
-// What copies take for an element: 16 bits are 16 bits.
-template <class S>
-struct Copied {
-  using type = uint16_t;
-};
-template <>
-struct Copied<float> {
-  using type = float;
-};
-template <>
-struct Copied<double> {
-  using type = double;
-};
-template <class S>
-using CopiedAs = typename Copied<S>::type;
-
 inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
