@@ -1,8 +1,8 @@
 """Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
 Costs are predicted seconds of one forward product. The backward products cost about the same each, so that one choice
-serves a training step; but those of the cuda backend are the dense one's, and it is judged by all three. On the CPU the
-model is fitted here; that of a GPU is in gpu_cost.py.
+serves a training step; but those of the cuda backend are the dense one's, and it is judged by all three. The models are
+in cpu_cost.py and gpu_cost.py.
 """
 
 from collections.abc import Hashable
@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rsn2_kernels import gpu_cost, plans
+from rsn2_kernels import cpu_cost, gpu_cost, plans
 from rsn2_kernels.backends import Backend, cpu, cuda, dense, reference, triton
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
@@ -196,6 +196,8 @@ def explain(
     others = {name: cost / max(costs[best], 1e-9) for name, cost in costs.items() if name != best}
     against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
     reason = f"predicted fastest at density {pattern.density:.3f} and batch {batch} ({against})"
+    if where.type == "cpu":
+        reason += f", by costs {cpu_cost.COSTS.origin}"
     if not others:
         reason = f"the only backend for {dtype} on {where.type}"
     return Explanation(best, costs, unavailable, reason)
@@ -237,53 +239,6 @@ def _cheapest(costs: dict[str, float]) -> str:
     return best
 
 
-FEATURES = {
-    "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
-    "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
-    "cpu by bits": ("call", "owned weights", "positions"),
-}
-"""What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
-row of x, a product by the bits of the mask."""
-
-
-def features(pattern: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, tuple[float, ...]]:
-    """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
-    rows, cols = pattern.shape
-    nnz = pattern.nnz
-    tasks = pattern.stacks
-    found = {"dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)}
-    if by_bits:
-        return found | {"cpu by bits": (tasks, nnz, tasks * rows * cols)}
-    return found | {"cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks)}
-
-
-# Nanoseconds per unit of each feature, one thread, fitted by benchmarks/calibrate_dispatch.py and held by
-# results/dispatch-cpu.json, which also says how often they choose right: within 5 % of the best in 95 to 100 % of the
-# cases of each row. More threads scale both sides.
-_NANOSECONDS: dict[tuple[str, torch.dtype], dict[str, tuple[float, ...]]] = {
-    ("linear", torch.float32): {
-        "dense": (9300, 0.0671, 0.106, 0, 0.021),
-        "cpu": (7910, 0.339, 0.117, 0.0199),
-        "cpu by bits": (5790, 0.00308, 0.0462),
-    },
-    ("linear", torch.float64): {"dense": (9420, 0.382, 0.174, 0.139, 0.0416), "cpu": (7900, 0.262, 0.193, 0.043)},
-    ("linear", torch.bfloat16): {
-        "dense": (15600, 0.106, 0.0979, 0.107, 0.00388),
-        "cpu": (8410, 0.398, 0.272, 0.0197),
-        "cpu by bits": (5930, 0.0837, 0.0411),
-    },
-    ("linear", torch.float16): {
-        "dense": (11600, 0.0752, 0.0309, 3.65, 0.0669),
-        "cpu": (8750, 1.25, 1.25, 0.0221),
-        "cpu by bits": (6100, 0.922, 0.0488),
-    },
-    ("conv2d", torch.float32): {"dense": (19200, 0, 0.967, 0.166, 0.00703), "cpu": (875, 6.97, 0.0932, 0.0186)},
-    ("conv2d", torch.float64): {"dense": (0, 0, 0, 0.317, 0.053), "cpu": (0, 0, 0.152, 0.0468)},
-    ("conv2d", torch.bfloat16): {"dense": (27900, 0.458, 1.51, 0.218, 0.00111), "cpu": (4890, 8.3, 0.112, 0.0173)},
-    ("conv2d", torch.float16): {"dense": (10500, 0.243, 1.11, 0.233, 0.00591), "cpu": (0, 10.2, 0.412, 0.0134)},
-}
-
-
 def _costs(
     op: str,
     weight: CsrIndex,
@@ -298,14 +253,7 @@ def _costs(
         return _gpu_costs(op, weight, batch, dtype, device, geometry, trains)
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
-    if device.type != "cpu" or cpu.unavailable is not None or (op, dtype) not in _NANOSECONDS:
-        return {"dense": 0.0}
-    known = _NANOSECONDS[op, dtype]
-    by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
-    return {
-        name.partition(" ")[0]: 1e-9 * sum(cost * amount for cost, amount in zip(known[name], amounts, strict=True))
-        for name, amounts in features(weight, batch, by_bits).items()
-    }
+    return cpu_cost.seconds(op, weight, batch, dtype) if device.type == "cpu" else {"dense": 0.0}
 
 
 def _gpu_costs(

@@ -1,4 +1,4 @@
-"""The command line: ``rsn2 train``, ``rsn2 experiment``, ``rsn2 study``, ``rsn2 report``, ``rsn2 predict``."""
+"""The command line: ``rsn2 train``, ``experiment``, ``study``, ``report``, ``predict``, ``bench``, ``calibrate``."""
 
 import csv
 import sys
@@ -10,21 +10,24 @@ from typing import Annotated, Literal, TextIO
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from rsn2 import extras
 from rsn2.allocate import AllocationError, Criterion, Scope
+from rsn2.bench.calibrate import calibrate as measure_costs
 from rsn2.bench.command import bench
 from rsn2.checkpoint import describe
 from rsn2.experiments import paper, runner, summary, tabular
 from rsn2.experiments.config import ConfigError, read_config
 from rsn2.experiments.data import DataError, Source
-from rsn2.experiments.folder import RunError
+from rsn2.experiments.folder import RunError, write_json
 from rsn2.experiments.paper import studies
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import OptimizerName, Precision
 from rsn2.nn.layer import TaskError
 from rsn2.sealed import CheckpointError
 from rsn2.training import TrainingError
+from rsn2_kernels import cpu_cost
 
 _USER_ERRORS = (
     AllocationError,
@@ -365,6 +368,50 @@ def predict(
 def _write_answers(file: TextIO, answers: list[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([["prediction"], *([answer] for answer in answers)])
+
+
+@app.command()
+def calibrate(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write instead. RSN2_CPU_COSTS=FILE has it read, and an empty one none."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="For each product and backend.")] = 0.05,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what the CPU's backends cost on this machine, for every later choice between them.
+
+    Which of the C++ operators and torch's dense ones is faster for a call
+    depends on the processor. The package comes with the costs of one; this
+    measures those of another, in minutes. Leave the machine alone meanwhile.
+    `rsn2_kernels.explain` says which costs it went by. Another choice has
+    other last bits: do not calibrate between the halves of a run that is to
+    be resumed bit by bit.
+
+    \b
+    Written:
+      ~/.cache/rsn2-kernels/cpu-costs.json (in XDG_CACHE_HOME, where that is set)
+
+    \b
+    Exit codes:
+      0    done
+      2    there are no C++ operators, a package is missing, or a mistake in a file
+      130  interrupted; nothing is written
+    """
+    with _errors():
+        file = out or cpu_cost.place()
+        if file is None:
+            raise RunError("RSN2_CPU_COSTS is empty, so that no file would be read: give --out.")
+        console = Console(quiet=quiet)
+        found = measure_costs(seconds, lambda name: runner.tell(console, f"{name} ..."))
+        write_json(file, found)
+        columns = ("operator and type", "products", "chosen within 5 % of the best", "worst")
+        table = Table(*columns, title="How these costs choose")
+        for name, row in found["costs"].items():
+            shares = (row["share_within_5_percent_of_best"], row["worst_best_over_chosen"])
+            table.add_row(name, str(row["cases"]), *(f"{100 * share:.0f} %" for share in shares))
+        console.print(table)
+        runner.tell(console, f"written to {file}")
 
 
 app.command()(bench)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rsn2 import extras
+from rsn2_kernels.cpu_cost import processor
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, object]:
@@ -17,7 +18,7 @@ def facts(device: torch.device | str = "cpu") -> dict[str, object]:
         "rsn2-kernels": extras.version("rsn2-kernels"),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "device": str(device),
@@ -59,12 +60,3 @@ def free_bytes(device: torch.device | str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
-
-
-def cpu_model() -> str:
-    """The processor's name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

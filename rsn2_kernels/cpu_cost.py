@@ -1,0 +1,156 @@
+"""Predicted seconds of one product on the CPU: how much of each kind of work a call has, times what that costs.
+
+The costs are read from a file: the one that `rsn2 calibrate` wrote on this machine, or `cpu_costs.json` beside this
+module, which it wrote on another. They decide which backend runs, so they are read once, and no timing is done here.
+"""
+
+import itertools
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rsn2_kernels.backends import cpu
+from rsn2_kernels.csr import CsrIndex
+
+FEATURES = {
+    "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
+    "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
+    "cpu by bits": ("call", "owned weights", "positions"),
+}
+"""What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
+row of x, a product by the bits of the mask."""
+
+OPERATORS = ("linear", "conv2d")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_BUILT_IN = Path(__file__).with_name("cpu_costs.json")
+
+Table = Mapping[tuple[str, torch.dtype], Mapping[str, tuple[float, ...]]]
+"""Operator and type -> name of FEATURES -> nanoseconds per unit of each, on one thread."""
+
+
+class Costs(NamedTuple):
+    """A table, and in words where it is from."""
+
+    table: Table
+    origin: str
+
+
+def key(op: str, dtype: torch.dtype) -> str:
+    """The name in the file of an operator with operands of a type."""
+    return f"{op} {str(dtype).removeprefix('torch.')}"
+
+
+def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, tuple[float, ...]]:
+    """How much of each of FEATURES a call has. A group is one call per task, the batch shared out evenly."""
+    rows, cols = weight.shape
+    nnz = weight.nnz
+    tasks = weight.stacks
+    found = {"dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)}
+    if by_bits:
+        return found | {"cpu by bits": (tasks, nnz, tasks * rows * cols)}
+    return found | {"cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks)}
+
+
+def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype) -> dict[str, float]:
+    """Predicted seconds of one forward product of "linear" or "conv2d" by each backend that computes in C++ or torch.
+
+    More threads speed up both sides alike, and are left out.
+    """
+    if cpu.unavailable is not None or (op, dtype) not in COSTS.table:
+        return {"dense": 0.0}
+    known = COSTS.table[op, dtype]
+    by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
+    return {
+        backend.partition(" ")[0]: 1e-9 * sum(cost * much for cost, much in zip(known[backend], amounts, strict=True))
+        for backend, amounts in features(weight, batch, by_bits).items()
+    }
+
+
+def processor() -> str:
+    """The processor's name for itself, with the numbers that tell generations of one name apart."""
+    words = {"model name": "", "cpu family": "family ", "model": "model ", "CPU implementer": "implementer "}
+    words["CPU part"] = "part "
+    try:
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return ", ".join(before + fields[name] for name, before in words.items() if name in fields) or platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """What the costs are true of, and no other: the processor, what it may use, and torch's dense library."""
+    release = ".".join(torch.__version__.split(".")[:2])
+    return {"processor": processor(), "isa": os.environ.get("RSN2_CPU_ISA") or "all", "torch": release}
+
+
+def place() -> Path | None:
+    """The file of this machine's costs: ``RSN2_CPU_COSTS``, else in the user's cache; None where that is empty."""
+    named = os.environ.get("RSN2_CPU_COSTS")
+    if named is not None:
+        return Path(named) if named else None
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "rsn2-kernels" / "cpu-costs.json"
+
+
+def read(path: Path) -> tuple[dict[str, Any], Table]:
+    """The machine of a file of costs, and the table.
+
+    Raises:
+        ValueError: if it is no such file, or a cost is missing, negative or not a finite number; names it.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}.") from error
+    rows = content.get("costs") if isinstance(content, dict) else None
+    if not isinstance(rows, dict):
+        raise ValueError(f"{path}: expected what `rsn2 calibrate` writes, a table with the field 'costs'.")
+    table = {}
+    for op, dtype in itertools.product(OPERATORS, DTYPES):
+        name = key(op, dtype)
+        found = rows[name].get("nanoseconds") if isinstance(rows.get(name), dict) else None
+        if not isinstance(found, dict) or not {"dense", "cpu"} <= set(found) <= set(FEATURES):
+            raise ValueError(f"{path}, {name!r}: expected 'nanoseconds' of 'dense' and 'cpu'. Got {found!r}.")
+        for backend, costs in found.items():
+            if not _are_costs(costs, len(FEATURES[backend])):
+                wanted = f"{len(FEATURES[backend])} numbers, finite and not negative"
+                raise ValueError(f"{path}, {name!r}, {backend!r}: expected {wanted}. Got {costs!r}.")
+        table[op, dtype] = {backend: tuple(map(float, costs)) for backend, costs in found.items()}
+    about = content.get("for")
+    return about if isinstance(about, dict) else {}, table
+
+
+def load() -> Costs:
+    """This machine's costs where there are any, else the built-in ones. A damaged file is told in a warning."""
+    path, origin = place(), "built in; `rsn2 calibrate` measures this machine's"
+    try:
+        if path is not None and path.is_file():
+            about, table = read(path)
+            if about == machine():
+                return Costs(table, f"measured here, {path}")
+            origin = f"built in; those of {path} are of another machine: {about}"
+    except (OSError, ValueError) as error:
+        warnings.warn(f"costs of the CPU's backends: {error} The built-in ones are taken.", stacklevel=2)
+    return Costs(read(_BUILT_IN)[1], origin)
+
+
+def _are_costs(found: object, count: int) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) == count
+        and all(isinstance(each, int | float) and not isinstance(each, bool) for each in found)
+        and all(math.isfinite(each) and each >= 0 for each in found)
+    )
+
+
+COSTS = load()
