@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rsn2 import extras
+from rsn2 import extras, machine
 from rsn2.allocate import AllocationError, Criterion, Scope
 from rsn2.bench.calibrate import calibrate as measure_costs
 from rsn2.bench.command import bench
@@ -92,6 +92,11 @@ def _words(error: Exception) -> str:
     return str(error)
 
 
+def _compute_with(threads: int) -> None:
+    torch.set_num_threads(threads)
+    machine.keep_memory()
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"rsn2-kernels {extras.version('rsn2-kernels')}, torch {torch.__version__}")
@@ -146,7 +151,7 @@ def train(
       130  interrupted
     """
     with _errors():
-        torch.set_num_threads(threads)
+        _compute_with(threads)
         folder = out if out is not None else Path("runs", config.stem)
         experiment = tabular.experiment(read_config(config))
         console = None if quiet else Console()
@@ -223,7 +228,7 @@ def experiment(
       130  interrupted
     """
     with _errors():
-        torch.set_num_threads(threads)
+        _compute_with(threads)
         console = None if quiet else Console()
         source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
         for each in range(seed, seed + seeds):
@@ -297,7 +302,7 @@ def study(
     Exit codes: as of rsn2 experiment
     """
     with _errors():
-        torch.set_num_threads(threads)
+        _compute_with(threads)
         console = None if quiet else Console()
         source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
         options = [paper.Options(seed=each, epochs=epochs, samples=samples) for each in range(seeds)]

@@ -1,14 +1,21 @@
-"""The machine, for what is written about a run: what it is, what runs on it, and which commit."""
+"""The machine: what it is, what runs on it and which commit, for what is written about a run; and its memory."""
 
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from rsn2 import extras
 from rsn2_kernels.cpu_cost import processor
+
+# Options of glibc's mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_NEVER = -1
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, object]:
@@ -60,3 +67,15 @@ def free_bytes(device: torch.device | str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+
+
+def keep_memory() -> None:
+    """Let the C library keep what large tensors free, where it is glibc.
+
+    By itself it maps a tensor of some megabytes anew in each call, or it does not: that depends on what was freed
+    before. Each page mapped costs a fault, so that a call, or a step of training on images, takes half as long again in
+    one process as in another. The process then keeps the most that tensors ever took at once.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        set_option(_M_MMAP_MAX, 0)
+        set_option(_M_TRIM_THRESHOLD, _NEVER)

@@ -38,10 +38,6 @@ _EVICTED_BYTES = 256 << 20
 _DIGITS = 4
 # Times as long as the baseline.
 _SLOW = 10
-# Options of glibc's mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-_NEVER = -1
 
 
 @dataclass(frozen=True)
@@ -159,17 +155,6 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
         "unavailable": work.unavailable,
         **work.facts,
     }
-
-
-def keep_memory() -> None:
-    """Let the C library keep what large tensors free, where it is glibc.
-
-    By itself it maps a large tensor anew in each call, and each page of it costs a fault, or it does not: that depends
-    on what was freed before. A call of megabytes then takes half as long again in one process as in another.
-    """
-    if set_option := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
-        set_option(_M_MMAP_MAX, 0)
-        set_option(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def _forget() -> None:

@@ -14,7 +14,7 @@ import torch
 from rsn2 import machine
 from rsn2.bench.baselines import DENSE, OURS
 from rsn2.bench.cases import Case
-from rsn2.bench.measure import Record, Settings, keep_memory, merged, record
+from rsn2.bench.measure import Record, Settings, merged, record
 from rsn2.bench.noise import Verdict, control_error, is_unsure, ratio, verdict
 from rsn2.bench.peaks import Peaks, best_of, measure_peaks
 from rsn2.bench.quiet import Probe
@@ -137,7 +137,7 @@ def run(
         BenchError: if the folder holds an unfinished run with other settings, of another commit or machine.
     """
     torch.set_num_threads(settings.threads)
-    keep_memory()
+    machine.keep_memory()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / UNFINISHED
     if fresh:
