@@ -21,7 +21,7 @@ from rsn2_kernels.csr import CsrIndex
 
 FEATURES = {
     "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
-    "cpu": ("call", "owned weights", "(rows + columns) x batch", "owned weights x batch"),
+    "cpu": ("call", "owned weights", "rows x batch", "columns x batch", "owned weights x batch"),
     "cpu by bits": ("call", "owned weights", "positions"),
 }
 """What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
@@ -56,7 +56,7 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     found = {"dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)}
     if by_bits:
         return found | {"cpu by bits": (tasks, nnz, tasks * rows * cols)}
-    return found | {"cpu": (tasks, nnz, (rows + cols) * batch, nnz * batch // tasks)}
+    return found | {"cpu": (tasks, nnz, rows * batch, cols * batch, nnz * batch // tasks)}
 
 
 def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype) -> dict[str, float]:
@@ -115,6 +115,8 @@ def read(path: Path) -> tuple[dict[str, Any], Table]:
     rows = content.get("costs") if isinstance(content, dict) else None
     if not isinstance(rows, dict):
         raise ValueError(f"{path}: expected what `rsn2 calibrate` writes, a table with the field 'costs'.")
+    if content.get("features") != {name: list(parts) for name, parts in FEATURES.items()}:
+        raise ValueError(f"{path}: costs of other features than this version has; run `rsn2 calibrate` again.")
     table = {}
     for op, dtype in itertools.product(OPERATORS, DTYPES):
         name = key(op, dtype)

@@ -21,7 +21,9 @@ def content(dense: float = 1.0, cpu: float = 1.0) -> dict[str, Any]:
     """A file of this machine in which each unit of work costs a backend so many nanoseconds."""
     costs = {name: [dense if name == "dense" else cpu] * len(of) for name, of in cpu_cost.FEATURES.items()}
     names = [cpu_cost.key(op, dtype) for op in cpu_cost.OPERATORS for dtype in cpu_cost.DTYPES]
-    return {"for": cpu_cost.machine(), "costs": {name: {"nanoseconds": dict(costs)} for name in names}}
+    features = {name: list(parts) for name, parts in cpu_cost.FEATURES.items()}
+    rows = {name: {"nanoseconds": dict(costs)} for name in names}
+    return {"for": cpu_cost.machine(), "features": features, "costs": rows}
 
 
 def write(path: Path, content: object) -> Path:
@@ -95,6 +97,7 @@ def changed(costs: object, backend: str = "dense") -> dict[str, Any]:
     [
         ([], "field 'costs'"),
         ({"costs": 1}, "field 'costs'"),
+        (content() | {"features": {"dense": ["call"]}}, "run `rsn2 calibrate` again"),
         (without("linear float64"), r"'linear float64'.*Got None"),
         (changed([1.0] * 4), r"'conv2d bfloat16', 'dense': expected 5 numbers"),
         (changed([1.0, 1.0, 1.0, 1.0, -1e-9]), "not negative"),

@@ -84,6 +84,7 @@ def calibrate(seconds: float = 0.05, tell: Callable[[str], None] = lambda name: 
     if cpu.unavailable is not None:
         raise RuntimeError(f"there is nothing to choose: {cpu.unavailable}.")
     extras.load("scipy")
+    machine.keep_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
