@@ -53,10 +53,10 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     rows, cols = weight.shape
     nnz = weight.nnz
     tasks = weight.stacks
-    found = {"dense": (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)}
+    dense = (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)
     if by_bits:
-        return found | {"cpu by bits": (tasks, nnz, tasks * rows * cols)}
-    return found | {"cpu": (tasks, nnz, rows * batch, cols * batch, nnz * batch // tasks)}
+        return {"dense": dense, "cpu by bits": (tasks, nnz, tasks * rows * cols)}
+    return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * batch // tasks)}
 
 
 def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype) -> dict[str, float]:

@@ -180,7 +180,9 @@ def experiment(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Signs for each task. Default: the experiment's.")
     ] = None,
-    optimizer: Annotated[OptimizerName, typer.Option(help="Of all trainings.")] = "adam",
+    optimizer: Annotated[
+        OptimizerName | None, typer.Option(help="Of all trainings. Default: the experiment's.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the experiment's.")] = None,
     epochs: Epochs = paper.options.EPOCHS,
     samples: Samples = None,

@@ -235,6 +235,9 @@ def test_options_take_the_place_of_the_experiments_settings() -> None:
     assert asked.share(0.2) == 0.3
     assert asked.training().lr == 0.1
     assert (Options().training().patience, Options().training().min_delta) == (3, 0.01)
+    own, other = Options().training(weight_decay=0.5), Options(optimizer="sgd").training(weight_decay=0.5)
+    assert (own.optimizer, own.weight_decay) == ("adamw", 0.5)
+    assert (other.optimizer, other.weight_decay) == ("sgd", 0.0)
 
 
 def test_an_experiment_needs_its_controls_to_know_its_tasks(source: Source, tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def _kind(result: Result) -> dict[str, Any]:
     return {
         "title": result["title"],
         "rows": rows,
-        # An option that came after a file was written had its default.
-        "options": _without_seed(asdict(Options()) | result.get("options", {})),
+        # An option that came after a file was written had its default. That of the optimizer was once its name, which
+        # "training" has.
+        "options": _without("seed", "optimizer", settings=asdict(Options()) | result.get("options", {})),
         "allocation": result["allocation"],
         "training": _training(result),
     }
@@ -121,11 +122,11 @@ def _kind(result: Result) -> dict[str, Any]:
 def _training(result: Result) -> dict[str, dict[str, Any]]:
     """Of tasks and controls."""
     controls = {f"{name} (control)": settings for name, settings in result["control_training"].items()}
-    return {name: _without_seed(settings) for name, settings in (result["training"] | controls).items()}
+    return {name: _without("seed", settings=settings) for name, settings in (result["training"] | controls).items()}
 
 
-def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "seed"}
+def _without(*names: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 # A section

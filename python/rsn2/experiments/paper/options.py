@@ -27,7 +27,7 @@ class Options:
         density: share of each layer's positions for each task.
         criterion, scope, rescale, flip, granularity: as for :func:`rsn2.allocate`; for ``rescale`` "none" is the
             paper's form.
-        optimizer, lr: of all trainings.
+        optimizer, lr: of all trainings; an optimizer that is asked for has no weight decay.
         epochs: at most, of each training.
         samples: at most, of each training part; validation and test parts shrink as it does.
         precision: of forward passes; "bfloat16" is torch's autocast.
@@ -41,7 +41,7 @@ class Options:
     rescale: Rescale | Literal["none"] | None = None
     flip: bool | None = None
     granularity: Granularity | None = None
-    optimizer: OptimizerName = "adam"
+    optimizer: OptimizerName | None = None
     lr: float | None = None
     epochs: int = EPOCHS
     samples: int | None = None
@@ -68,11 +68,17 @@ class Options:
             asked["rescale"] = None if self.rescale == "none" else self.rescale
         return replace(default, **asked)
 
-    def training(self, batch_size: int = 512, patience: int = 3, lr: float = 1e-3) -> Training:
-        """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs. It gives no ``lr``."""
+    def training(
+        self, batch_size: int = 512, patience: int = 3, lr: float = 1e-3, weight_decay: float = 0.0
+    ) -> Training:
+        """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs.
+
+        The paper names neither optimizer nor learning rate: Adam, or AdamW where there is a ``weight_decay``.
+        """
         return Training(
-            optimizer=self.optimizer,
+            optimizer=self.optimizer or ("adamw" if weight_decay else "adam"),
             lr=lr if self.lr is None else self.lr,
+            weight_decay=0.0 if self.optimizer else weight_decay,
             epochs=self.epochs,
             batch_size=batch_size,
             patience=patience,
