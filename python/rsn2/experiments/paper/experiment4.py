@@ -19,8 +19,13 @@ DENSITY = 0.1
 PAPER = {"mnist": (0.97, 0.97), "fashion_mnist": (0.87, 0.88), "boston": (0.011, 0.017), "imdb": (0.82, 0.80)}
 # As the paper chooses weights, the fourth task's signal is so small that early stopping may end it before it rises.
 ALLOCATION = Allocation(rescale="fan_in", flip=True, samples=5120)
-IMDB_LEARNING_RATE = 2e-3
-RATE = "The paper gives no learning rate: 0.001, and for IMDB 0.002, at which its control had a lower validation loss."
+IMDB_LEARNING_RATE, IMDB_WEIGHT_DECAY = 2e-3, 1.0
+RATE = (
+    "The paper gives neither optimizer nor learning rate: Adam at 0.001, and for IMDB, which is learnt by heart within "
+    "epochs, AdamW at 0.002 with a weight decay of 1. Of rates from 0.0005 to 0.004 without decay, and decays up to 6 "
+    "at 0.002, it led to the lowest validation losses with which all of the seeds 0, 1 and 2 learn; its control's "
+    "were lower with it, too."
+)
 NOTES = (
     "In the paper's own form (`--rescale none --no-flip`) the loss of the fourth task, IMDB, does not fall for some "
     "epochs, and early stopping may end it at chance.",
@@ -49,7 +54,7 @@ def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
     problems = {name: problem(sets[name], options.samples) for name in DATA}
     outputs = {name: sets[name].outputs for name in DATA}
     training = {name: options.training() for name in DATA}
-    training["imdb"] = options.training(lr=IMDB_LEARNING_RATE)
+    training["imdb"] = options.training(lr=IMDB_LEARNING_RATE, weight_decay=IMDB_WEIGHT_DECAY)
     training["boston"] = replace(options.training(batch_size=32), min_delta=0.0)
     tasks = {
         name: Task(name, each, options.share(DENSITY), name, layers=(f"first.{WIDTHS[name]}", "hidden.*"))
