@@ -21,19 +21,23 @@ from rsn2_kernels.csr import CsrIndex
 
 FEATURES = {
     "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
-    "cpu": ("call", "owned weights", "rows x batch", "columns x batch", "owned weights x batch"),
+    "cpu": ("call", "owned weights", "rows x batch", "columns x batch", "owned weights x lines"),
     "cpu by bits": ("call", "owned weights", "positions"),
 }
 """What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
-row of x, a product by the bits of the mask."""
+row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines."""
 
 OPERATORS = ("linear", "conv2d")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KINDS = tuple(itertools.product(OPERATORS, DTYPES, (False, True)))
+"""What costs are of: an operator, the type of its operands, and whether it trains."""
 
+# Numbers of four bytes in a cache line.
+_LINE = 16
 _BUILT_IN = Path(__file__).with_name("cpu_costs.json")
 
-Table = Mapping[tuple[str, torch.dtype], Mapping[str, tuple[float, ...]]]
-"""Operator and type -> name of FEATURES -> nanoseconds per unit of each, on one thread."""
+Table = Mapping[tuple[str, torch.dtype, bool], Mapping[str, tuple[float, ...]]]
+"""One of KINDS -> name of FEATURES -> nanoseconds per unit of each, on one thread; of a third of a step that trains."""
 
 
 class Costs(NamedTuple):
@@ -43,9 +47,9 @@ class Costs(NamedTuple):
     origin: str
 
 
-def key(op: str, dtype: torch.dtype) -> str:
-    """The name in the file of an operator with operands of a type."""
-    return f"{op} {str(dtype).removeprefix('torch.')}"
+def key(op: str, dtype: torch.dtype, trains: bool) -> str:
+    """The name in the file of one of KINDS."""
+    return f"{op} {str(dtype).removeprefix('torch.')}{', training' if trains else ''}"
 
 
 def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, tuple[float, ...]]:
@@ -56,17 +60,21 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     dense = (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)
     if by_bits:
         return {"dense": dense, "cpu by bits": (tasks, nnz, tasks * rows * cols)}
-    return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * batch // tasks)}
+    each = -(-batch // tasks)
+    # Several rows of x are multiplied by the cache line.
+    lines = each if each == 1 else -(-each // _LINE) * _LINE
+    return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * lines)}
 
 
-def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype) -> dict[str, float]:
-    """Predicted seconds of one forward product of "linear" or "conv2d" by each backend that computes in C++ or torch.
+def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, trains: bool = False) -> dict[str, float]:
+    """Predicted seconds of one product of "linear" or "conv2d" by each backend: the forward one, or a mean one of a
+    step that trains.
 
     More threads speed up both sides alike, and are left out.
     """
-    if cpu.unavailable is not None or (op, dtype) not in COSTS.table:
+    if cpu.unavailable is not None or (op, dtype, trains) not in COSTS.table:
         return {"dense": 0.0}
-    known = COSTS.table[op, dtype]
+    known = COSTS.table[op, dtype, trains]
     by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
     return {
         backend.partition(" ")[0]: 1e-9 * sum(cost * much for cost, much in zip(known[backend], amounts, strict=True))
@@ -118,8 +126,8 @@ def read(path: Path) -> tuple[dict[str, Any], Table]:
     if content.get("features") != {name: list(parts) for name, parts in FEATURES.items()}:
         raise ValueError(f"{path}: costs of other features than this version has; run `rsn2 calibrate` again.")
     table = {}
-    for op, dtype in itertools.product(OPERATORS, DTYPES):
-        name = key(op, dtype)
+    for kind in KINDS:
+        name = key(*kind)
         found = rows[name].get("nanoseconds") if isinstance(rows.get(name), dict) else None
         if not isinstance(found, dict) or not {"dense", "cpu"} <= set(found) <= set(FEATURES):
             raise ValueError(f"{path}, {name!r}: expected 'nanoseconds' of 'dense' and 'cpu'. Got {found!r}.")
@@ -127,7 +135,7 @@ def read(path: Path) -> tuple[dict[str, Any], Table]:
             if not _are_costs(costs, len(FEATURES[backend])):
                 wanted = f"{len(FEATURES[backend])} numbers, finite and not negative"
                 raise ValueError(f"{path}, {name!r}, {backend!r}: expected {wanted}. Got {costs!r}.")
-        table[op, dtype] = {backend: tuple(map(float, costs)) for backend, costs in found.items()}
+        table[kind] = {backend: tuple(map(float, costs)) for backend, costs in found.items()}
     about = content.get("for")
     return about if isinstance(about, dict) else {}, table
 

@@ -1,8 +1,7 @@
 """Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
-Costs are predicted seconds of one forward product. The backward products cost about the same each, so that one choice
-serves a training step; but those of the cuda backend are the dense one's, and it is judged by all three. The models are
-in cpu_cost.py and gpu_cost.py.
+Costs are predicted seconds of one product: the forward one, or of a call that trains the mean one of the three, by one
+backend. The models are in cpu_cost.py and gpu_cost.py.
 """
 
 from collections.abc import Hashable
@@ -253,7 +252,7 @@ def _costs(
         return _gpu_costs(op, weight, batch, dtype, device, geometry, trains)
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
-    return cpu_cost.seconds(op, weight, batch, dtype) if device.type == "cpu" else {"dense": 0.0}
+    return cpu_cost.seconds(op, weight, batch, dtype, trains) if device.type == "cpu" else {"dense": 0.0}
 
 
 def _gpu_costs(

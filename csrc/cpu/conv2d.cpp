@@ -9,8 +9,8 @@ namespace rsn2::cpu {
 namespace {
 
 // A panel's size: half of a 1 MiB second-level cache.
-template <class T>
-constexpr int64_t kPanelElements = (512 << 10) / static_cast<int64_t>(sizeof(T));
+template <class P>
+constexpr int64_t kPanelElements = (512 << 10) / static_cast<int64_t>(sizeof(P));
 
 struct Layout {
   ConvAxisLayout vertical, horizontal;
@@ -43,7 +43,6 @@ void check_offsets(int64_t panel_elements) {
 }
 
 // Offset of every weight into a panel of x, in CSR order.
-template <class T>
 Buffer<int32_t> input_offsets(const Context& context, const Csr<int32_t>& weight, const ConvShape& shape, const Layout& layout,
                               int64_t channels, int64_t plane) {
   const int64_t channels_per_group = channels / shape.groups, kernel = layout.kernel();
@@ -65,12 +64,12 @@ Buffer<int32_t> input_offsets(const Context& context, const Csr<int32_t>& weight
 }
 
 // The weights as rows (channel within the group, group, phase) over panels of dy.
-template <class S>
+template <class P>
 struct TransposedRows {
-  using T = AccumulatorOf<S>;
   Buffer<int32_t> begin, index;
-  Buffer<T> values;
+  Buffer<P> values;
 
+  template <class S>
   TransposedRows(const Context& context, const S* source, const TransposedCsr<int32_t>& weight, int64_t weight_rows,
                  int64_t groups, const Layout& layout, int64_t plane, int64_t lead)
       : begin(weight.cols / layout.kernel() * groups * layout.phases() + 1), index(weight.nnz), values(weight.nnz) {
@@ -94,7 +93,7 @@ struct TransposedRows {
           int32_t k = cursor[tap];
           for (; k < column[tap + 1] && weight.row[k] < rows_end; ++k, ++out) {
             index.data()[out] = static_cast<int32_t>(weight.row[k] * plane + shift);
-            values.data()[out] = widen(source[weight.perm[k]]);
+            values.data()[out] = as<P>(source[weight.perm[k]]);
           }
           cursor[tap] = k;
         }
@@ -108,60 +107,69 @@ struct TransposedRows {
 template <class S>
 void conv2d(const Context& context, const ImagesView<S>& x, const S* values, const S* bias, const Csr<int32_t>& weight,
             const ConvShape& shape, S* y) {
-  using T = AccumulatorOf<S>;
   const Layout layout(shape);
   const int64_t height = layout.vertical.output, width = layout.horizontal.output;
-  const Tiling tiling = layout.tiling(x.batch, height, x.channels * layout.phases(), kPanelElements<T>);
-  const GridSource<S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
-  check_offsets(source.panel_elements());
-  const Buffer<int32_t> offsets = input_offsets<T>(context, weight, shape, layout, x.channels, source.plane());
-  const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
-  const SparseRows<T, int32_t> rows{weight.rows, weight.nnz, weight.crow, offsets.data(), wide_values.data(), wide_bias.data()};
-  multiply(context, rows, source,
-              GridSink<S>(context.kernels, y, 1, weight.rows, height, width, PhasedAxis::whole(height), PhasedAxis::whole(width),
-                          tiling));
+  with_panel_type<S>(context, x.batch * height * width, [&](auto element) {
+    using P = decltype(element);
+    const Tiling tiling = layout.tiling(x.batch, height, x.channels * layout.phases(), kPanelElements<P>);
+    const GridSource<P, S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling,
+                                  layout.margin_after());
+    check_offsets(source.panel_elements());
+    const Buffer<int32_t> offsets = input_offsets(context, weight, shape, layout, x.channels, source.plane());
+    const WidenedValues<S, P> taken(context.parallel, values, weight.nnz);
+    const SparseRows<P, int32_t> rows{weight.rows, weight.nnz, weight.crow, offsets.data(), taken.data(), wide_bias.data()};
+    multiply(context, rows, source,
+             GridSink<S>(context.kernels, y, 1, weight.rows, height, width, PhasedAxis::whole(height),
+                         PhasedAxis::whole(width), tiling));
+  });
 }
 
 template <class S>
 void conv2d_dx(const Context& context, const ImagesView<S>& dy, const S* values, const TransposedCsr<int32_t>& weight,
                const ConvShape& shape, S* dx) {
-  using T = AccumulatorOf<S>;
   const Layout layout(shape);
   const int64_t channels_per_group = weight.cols / layout.kernel();
   const int64_t height = shape.vertical.input, width = shape.horizontal.input;
   if (!layout.vertical.reads_all_input || !layout.horizontal.reads_all_input) {
     std::fill_n(dx, dy.batch * shape.groups * channels_per_group * height * width, S{});
   }
-  const Tiling tiling = layout.tiling(dy.batch, layout.vertical.cells, dy.channels, kPanelElements<T>);
-  const GridSource<S> source(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling,
-                             layout.margin_before());
-  check_offsets(source.panel_elements());
-  const TransposedRows<S> transposed(context, values, weight, dy.channels, shape.groups, layout, source.plane(),
-                                     source.lead());
-  const SparseRows<T, int32_t> rows{shape.groups * channels_per_group * layout.phases(), weight.nnz, transposed.begin.data(),
-                           transposed.index.data(), transposed.values.data(), nullptr};
-  multiply(context, rows, source,
-              GridSink<S>(context.kernels, dx, shape.groups, channels_per_group, height, width, layout.vertical.input,
-                          layout.horizontal.input, tiling));
+  with_panel_type<S>(context, dy.batch * dy.height * dy.width, [&](auto element) {
+    using P = decltype(element);
+    const Tiling tiling = layout.tiling(dy.batch, layout.vertical.cells, dy.channels, kPanelElements<P>);
+    const GridSource<P, S> source(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling,
+                                  layout.margin_before());
+    check_offsets(source.panel_elements());
+    const TransposedRows<P> transposed(context, values, weight, dy.channels, shape.groups, layout, source.plane(),
+                                       source.lead());
+    const SparseRows<P, int32_t> rows{shape.groups * channels_per_group * layout.phases(), weight.nnz,
+                                      transposed.begin.data(), transposed.index.data(), transposed.values.data(), nullptr};
+    multiply(context, rows, source,
+             GridSink<S>(context.kernels, dx, shape.groups, channels_per_group, height, width, layout.vertical.input,
+                         layout.horizontal.input, tiling));
+  });
 }
 
 template <class S>
 void conv2d_dvalues(const Context& context, const ImagesView<S>& dy, const ImagesView<S>& x, const Csr<int32_t>& weight,
                     const ConvShape& shape, S* dvalues) {
-  using T = AccumulatorOf<S>;
   const Layout layout(shape);
-  // Both operands' panels share the cache.
-  const Tiling tiling =
-      layout.tiling(x.batch, layout.vertical.output, x.channels * layout.phases() + dy.channels, kPanelElements<T>);
-  const GridSource<S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling, layout.margin_after());
-  const GridSource<S> gradient(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling, Margin{});
-  check_offsets(source.panel_elements());
-  const Buffer<int32_t> offsets = input_offsets<T>(context, weight, shape, layout, x.channels, source.plane());
-  const SparseRows<T, int32_t> pattern{weight.rows, weight.nnz, weight.crow, offsets.data(), nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
   sums.clear();
-  sample(context, pattern, gradient, source, sums.data());
+  with_panel_type<S>(context, dy.batch * dy.height * dy.width, [&](auto element) {
+    using P = decltype(element);
+    // Both operands' panels share the cache.
+    const Tiling tiling =
+        layout.tiling(x.batch, layout.vertical.output, x.channels * layout.phases() + dy.channels, kPanelElements<P>);
+    const GridSource<P, S> source(context.kernels, x, layout.vertical.input, layout.horizontal.input, tiling,
+                                  layout.margin_after());
+    const GridSource<P, S> gradient(context.kernels, dy, PhasedAxis::whole(dy.height), PhasedAxis::whole(dy.width), tiling,
+                                    Margin{});
+    check_offsets(source.panel_elements());
+    const Buffer<int32_t> offsets = input_offsets(context, weight, shape, layout, x.channels, source.plane());
+    const SparseRows<P, int32_t> pattern{weight.rows, weight.nnz, weight.crow, offsets.data(), nullptr, nullptr};
+    sample(context, pattern, gradient, source, sums.data());
+  });
   sums.finish(context.parallel);
 }
 

@@ -5,15 +5,12 @@
 #include <type_traits>
 
 #include "bit_product.h"
+#include "scalar.h"
 
 namespace rsn2::cpu {
 
 // Elements that are set to zero in the time of a multiply-add.
 inline constexpr int64_t kFillsPerWork = 4;
-
-// What copies take for an element: 16 bits are 16 bits.
-template <class S>
-using CopiedAs = std::conditional_t<sizeof(S) == sizeof(uint16_t), uint16_t, S>;
 
 // How elements are copied by the bits of the weight's mask; null: not so.
 template <class S>
@@ -36,8 +33,8 @@ void expand(const Context& context, const Csr<int32_t>& weight, const S* values,
   const int64_t work = weight.nnz + weight.rows * cols / kFillsPerWork;
   context.parallel.for_parts(weight.rows, work, [&](int64_t begin, int64_t end) {
     if (copies) {
-      return copies->expand({bit_mask(weight), reinterpret_cast<const C*>(values), weight.nnz, begin, end, cols,
-                             reinterpret_cast<C*>(dense)});
+      return copies->expand({bit_mask(weight), as_copied(values), weight.nnz, begin, end, cols,
+                             as_copied(dense)});
     }
     for (int64_t row = begin; row < end; ++row) {
       S* const out = dense + row * cols;
@@ -57,8 +54,8 @@ void gather(const Context& context, const Csr<int32_t>& weight, const S* dense, 
   const BitCopies<C>* const copies = bit_copies<S>(context, weight);
   context.parallel.for_parts(weight.rows, weight.nnz, [&](int64_t begin, int64_t end) {
     if (copies) {
-      return copies->gather({bit_mask(weight), reinterpret_cast<const C*>(dense), begin, end, cols,
-                             reinterpret_cast<C*>(values)});
+      return copies->gather({bit_mask(weight), as_copied(dense), begin, end, cols,
+                             as_copied(values)});
     }
     for (int64_t row = begin; row < end; ++row) {
       const S* const from = dense + row * cols;

@@ -26,21 +26,19 @@ struct Margin {
   int64_t cells_before, cells_after;
 };
 
-// Features are (channel, vertical phase, horizontal phase); index units are elements.
-template <class S>
-class GridSource final : public PanelSource<AccumulatorOf<S>> {
+// Features are (channel, vertical phase, horizontal phase); index units are elements. P: of the panels.
+template <class P, class S>
+class GridSource final : public PanelSource<P> {
  public:
-  using T = AccumulatorOf<S>;
-
   GridSource(const Microkernels& kernels, const ImagesView<S>& images, const PhasedAxis& vertical, const PhasedAxis& horizontal,
              const Tiling& tiling, const Margin& margin)
-      : kernels_(layout_kernels(kernels, T{})), images_(images), vertical_(vertical), horizontal_(horizontal),
+      : kernels_(layout_kernels<P>(kernels)), images_(images), vertical_(vertical), horizontal_(horizontal),
         tiling_(tiling), margin_(margin) {
     int64_t largest = 0;
     for (int64_t panel = 0; panel < tiling.count(); ++panel) largest = std::max(largest, shape_width(panel));
     // An odd number of cache lines between planes: a power of two would map all channels to the same cache sets.
-    plane_ = round_up(lead() + tail() + largest, kLineElements<T>);
-    if (plane_ / kLineElements<T> % 2 == 0) plane_ += kLineElements<T>;
+    plane_ = round_up(lead() + tail() + largest, kLineElements<P>);
+    if (plane_ / kLineElements<P> % 2 == 0) plane_ += kLineElements<P>;
   }
 
   int64_t panels() const override { return tiling_.count(); }
@@ -53,7 +51,7 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
   // Offset of position 0 within a plane.
   int64_t lead() const { return margin_.lines_before * tiling_.width + margin_.cells_before; }
 
-  void pack(int64_t panel, int64_t begin, int64_t end, T* data) const override {
+  void pack(int64_t panel, int64_t begin, int64_t end, P* data) const override {
     // Features of one phase have the same runs, channels apart.
     for (int64_t phase = 0; phase < phases(); ++phase) {
       const int64_t first = begin + (phase - begin % phases() + phases()) % phases();
@@ -64,11 +62,11 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
  private:
   int64_t tail() const { return margin_.lines_after * tiling_.width + margin_.cells_after; }
   int64_t shape_width(int64_t panel) const {
-    return round_up(tiling_.positions(tiling_.tile(panel)), kLineElements<T>);
+    return round_up(tiling_.positions(tiling_.tile(panel)), kLineElements<P>);
   }
 
   // Every phases()-th feature from `first` on: lines of cells, and zeros wherever a tap reaches beside them.
-  void pack_phase(const Tile& tile, int64_t phase, int64_t first, int64_t end, T* data) const {
+  void pack_phase(const Tile& tile, int64_t phase, int64_t first, int64_t end, P* data) const {
     const Phase& v = vertical_.phases[phase / horizontal_.count()];
     const Phase& h = horizontal_.phases[phase % horizontal_.count()];
     const int64_t cells = std::max<int64_t>(h.last - h.first + 1, 0);
@@ -100,12 +98,13 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
     copy(runs, count, first, end, data);
   }
 
-  void copy(const Run* runs, int64_t count, int64_t first, int64_t end, T* data) const {
+  void copy(const Run* runs, int64_t count, int64_t first, int64_t end, P* data) const {
     const int64_t stride = horizontal_.stride * images_.width_stride;
-    if constexpr (std::is_same_v<S, T>) {
+    if constexpr (std::is_same_v<S, P>) {
       if (stride == 1) {
         for (int64_t f = first; f < end; f += phases()) {
-          kernels_.copy_runs({images_.data + f / phases() * images_.channel_stride, data + f * plane_, runs, count});
+          kernels_.copy_runs({as_copied(images_.data + f / phases() * images_.channel_stride),
+                              as_copied(data + f * plane_), runs, count});
         }
         return;
       }
@@ -113,16 +112,16 @@ class GridSource final : public PanelSource<AccumulatorOf<S>> {
     // Features innermost: for a channels-last tensor the neighbouring channels share cache lines.
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t f = first; f < end; f += phases()) {
-        T* const target = data + f * plane_ + runs[i].target;
+        P* const target = data + f * plane_ + runs[i].target;
         widen_run(images_.data + f / phases() * images_.channel_stride + runs[i].source, stride, runs[i].cells, target);
-        std::fill_n(target + runs[i].cells, runs[i].zeros, T{0});
+        std::fill_n(target + runs[i].cells, runs[i].zeros, P{0});
       }
     }
   }
 
   static constexpr int64_t kRuns = 64;  // copied at a time: as many cache lines as a core can wait for and more
 
-  const LayoutKernels<T>& kernels_;
+  const LayoutKernels<CopiedAs<P>>& kernels_;
   ImagesView<S> images_;
   PhasedAxis vertical_, horizontal_;
   Tiling tiling_;
@@ -139,7 +138,7 @@ class GridSink final : public PanelSink<AccumulatorOf<S>> {
   // images: contiguous [batch, groups * channels_per_group, height, width].
   GridSink(const Microkernels& kernels, S* images, int64_t groups, int64_t channels_per_group, int64_t height, int64_t width,
            const PhasedAxis& vertical, const PhasedAxis& horizontal, const Tiling& tiling)
-      : kernels_(layout_kernels(kernels, T{})), images_(images), groups_(groups), channels_per_group_(channels_per_group), height_(height), width_(width),
+      : kernels_(layout_kernels<T>(kernels)), images_(images), groups_(groups), channels_per_group_(channels_per_group), height_(height), width_(width),
         vertical_(vertical), horizontal_(horizontal), tiling_(tiling) {}
 
   void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,

@@ -8,7 +8,19 @@
 namespace rsn2::cpu {
 namespace {
 
-const char* const kNames[] = {"avx512", "avx2", "baseline"};  // best first
+const char* const kNames[] = {"avx512_bf16", "avx512", "avx2", "baseline"};  // best first
+
+#ifdef RSN2_HAVE_X86_KERNELS
+const Microkernels& avx512_with_bf16() {
+  static const Microkernels kernels = [] {
+    Microkernels both = avx512::microkernels;
+    both.name = kNames[0];
+    both.bfloat16 = &avx512_bf16::kernels;
+    return both;
+  }();
+  return kernels;
+}
+#endif
 
 const Microkernels& choose() {
   const char* const cap = std::getenv("RSN2_CPU_ISA");
@@ -16,7 +28,8 @@ const Microkernels& choose() {
   if (cap && *cap) {
     while (best_allowed < std::size(kNames) && std::string(cap) != kNames[best_allowed]) ++best_allowed;
     if (best_allowed == std::size(kNames)) {
-      throw std::invalid_argument("RSN2_CPU_ISA must be avx512, avx2 or baseline; got '" + std::string(cap) + "'");
+      throw std::invalid_argument("RSN2_CPU_ISA must be avx512_bf16, avx512, avx2 or baseline; got '" +
+                                  std::string(cap) + "'");
     }
   }
   for (const Microkernels* const candidate : available_microkernels()) {
@@ -35,6 +48,8 @@ std::vector<const Microkernels*> available_microkernels() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  const bool bf16 = __builtin_cpu_supports("avx512bf16");
+  if (avx512 && avx2 && bf16 && avx512_bf16::adds_in_order()) available.push_back(&avx512_with_bf16());
   if (avx512 && avx2) available.push_back(&avx512::microkernels);
   if (avx2) available.push_back(&avx2::microkernels);
 #endif

@@ -7,24 +7,23 @@
 namespace rsn2::cpu {
 namespace {
 
-// Batch elements per panel. The multiply keeps one row's accumulators in registers for all of them; the sampled
-// product adds its lanes up once per panel, which a wider panel amortizes.
-template <class T>
-constexpr int64_t kMultiplyWidth = 256 / static_cast<int64_t>(sizeof(T));
-template <class T>
-constexpr int64_t kSampleWidth = 512 / static_cast<int64_t>(sizeof(T));
+// Batch elements per panel. The multiply keeps one row's accumulators in registers for all of them, and reads narrow
+// panels faster, which a cache nearer by holds; the sampled product adds its lanes up once per panel, which a wider panel
+// amortizes.
+template <class P>
+constexpr int64_t kMultiplyWidth = std::min<int64_t>(64, 256 / sizeof(P));
+template <class P>
+constexpr int64_t kSampleWidth = 512 / static_cast<int64_t>(sizeof(P));
 
 // Side of the tile that is converted and transposed at a time: two of them fit the L1 cache.
 constexpr int64_t kTile = 64;
 
-// x [batch, features] as panels [features, width], zero beyond the batch.
-template <class S>
-class BatchSource final : public PanelSource<AccumulatorOf<S>> {
+// x [batch, features] as panels [features, width] of P, zero beyond the batch.
+template <class P, class S>
+class BatchSource final : public PanelSource<P> {
  public:
-  using T = AccumulatorOf<S>;
-
   BatchSource(const Microkernels& kernels, const MatrixView<S>& x, int64_t width)
-      : kernels_(layout_kernels(kernels, T{})), x_(x), width_(width) {}
+      : kernels_(layout_kernels<P>(kernels)), x_(x), width_(width) {}
 
   int64_t panels() const override { return ceil_div(x_.batch, width_); }
   int64_t features() const override { return x_.features; }
@@ -35,10 +34,10 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
     return {width, width, width};
   }
 
-  void pack(int64_t panel, int64_t begin, int64_t end, T* data) const override {
+  void pack(int64_t panel, int64_t begin, int64_t end, P* data) const override {
     const int64_t batch = count(panel), width = padded(batch);
     const S* const source = x_.data + panel * width_ * x_.batch_stride;
-    for (int64_t f = begin; f < end; ++f) std::fill(data + f * width + batch, data + (f + 1) * width, T{0});
+    for (int64_t f = begin; f < end; ++f) std::fill(data + f * width + batch, data + (f + 1) * width, P{0});
     if (width == 1) {
       widen_run(source + begin * x_.feature_stride, x_.feature_stride, end - begin, data + begin);
     } else if (x_.batch_stride == 1) {
@@ -54,25 +53,27 @@ class BatchSource final : public PanelSource<AccumulatorOf<S>> {
   }
 
  private:
-  // One batch element needs no panel: its features are one vector.
-  static int64_t padded(int64_t batch) { return batch == 1 ? 1 : round_up(batch, kLineElements<T>); }
+  // One batch element needs no panel: its features are one vector. Products in pairs have no kernel for that.
+  static int64_t padded(int64_t batch) {
+    return batch == 1 && !std::is_same_v<P, BFloat16> ? 1 : round_up(batch, kLineElements<P>);
+  }
   int64_t count(int64_t panel) const { return std::min(width_, x_.batch - panel * width_); }
 
-  void pack_tile(const S* source, int64_t batch, int64_t features, T* target, int64_t width) const {
-    if constexpr (std::is_same_v<S, T>) {
+  void pack_tile(const S* source, int64_t batch, int64_t features, P* target, int64_t width) const {
+    if constexpr (std::is_same_v<S, P>) {
       if (x_.feature_stride == 1) {
-        kernels_.transpose({source, x_.batch_stride, batch, features, target, width});
+        kernels_.transpose({as_copied(source), x_.batch_stride, batch, features, as_copied(target), width});
         return;
       }
     }
-    T tile[kTile * kTile];
+    P tile[kTile * kTile];
     for (int64_t b = 0; b < batch; ++b) {
       widen_run(source + b * x_.batch_stride, x_.feature_stride, features, tile + b * features);
     }
-    kernels_.transpose({tile, features, batch, features, target, width});
+    kernels_.transpose({as_copied(tile), features, batch, features, as_copied(target), width});
   }
 
-  const LayoutKernels<T>& kernels_;
+  const LayoutKernels<CopiedAs<P>>& kernels_;
   MatrixView<S> x_;
   int64_t width_;
 };
@@ -84,7 +85,7 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
   using T = AccumulatorOf<S>;
 
   BatchSink(const Microkernels& kernels, S* y, int64_t batch, int64_t rows, int64_t width)
-      : kernels_(layout_kernels(kernels, T{})), y_(y), batch_(batch), rows_(rows), width_(width) {}
+      : kernels_(layout_kernels<T>(kernels)), y_(y), batch_(batch), rows_(rows), width_(width) {}
 
   void store(int64_t panel, int64_t row_begin, int64_t row_end, int64_t q_begin, int64_t q_end, const T* rows,
              int64_t stride) const override {
@@ -134,27 +135,28 @@ Buffer<float> single_row(const MatrixView<S>& x) {
 
 template <class S, class I>
 void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr<I>& weight, S* y) {
-  using T = AccumulatorOf<S>;
-  const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
     if (goes_by_bits(context, weight, x.batch)) {
+      const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
       const Buffer<float> sums(weight.rows), features = single_row(x);
       multiply_bits(context, weight, wide_values.data(), wide_bias.data(), features.data(), sums.data());
       return narrow_run(sums.data(), weight.rows, y, 1);
     }
   }
-  const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), wide_bias.data()};
-  multiply(context, rows, BatchSource<S>(context.kernels, x, kMultiplyWidth<T>),
-              BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<T>));
+  with_panel_type<S>(context, x.batch, [&](auto element) {
+    using P = decltype(element);
+    const WidenedValues<S, P> taken(context.parallel, values, weight.nnz);
+    const SparseRows<P, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, taken.data(), wide_bias.data()};
+    multiply(context, rows, BatchSource<P, S>(context.kernels, x, kMultiplyWidth<P>),
+             BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<P>));
+  });
 }
 
 template <class S, class I, class J>
 void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values, const Csr<I>& weight,
                const TransposedCsr<J>& transposed, S* dx) {
   using T = AccumulatorOf<S>;
-  const BatchSource<S> source(context.kernels, dy, kMultiplyWidth<T>);
-  const BatchSink<S> sink(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<T>);
   // The values in column order come from all over memory, which a small batch does not make up for.
   if (dy.batch <= kLineElements<T>) {
     const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
@@ -166,27 +168,30 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
       }
     }
     const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), nullptr};
-    multiply_transposed(context, rows, transposed.cols, source, sink);
-    return;
+    return multiply_transposed(context, rows, transposed.cols,
+                               BatchSource<T, S>(context.kernels, dy, kMultiplyWidth<T>),
+                               BatchSink<S>(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<T>));
   }
-  const Buffer<T> in_columns(weight.nnz);
-  for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      in_columns.data()[k] = widen(values[transposed.perm[k] - transposed.perm_base]);
-    }
+  with_panel_type<S>(context, dy.batch, [&](auto element) {
+    using P = decltype(element);
+    const Buffer<P> in_columns(weight.nnz);
+    for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        in_columns.data()[k] = as<P>(values[transposed.perm[k] - transposed.perm_base]);
+      }
+    });
+    const SparseRows<P, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row, in_columns.data(),
+                                   nullptr};
+    multiply(context, columns, BatchSource<P, S>(context.kernels, dy, kMultiplyWidth<P>),
+             BatchSink<S>(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<P>));
   });
-  const SparseRows<T, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row, in_columns.data(),
-                                 nullptr};
-  multiply(context, columns, source, sink);
 }
 
 template <class S, class I>
 void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr<I>& weight,
                     S* dvalues) {
-  using T = AccumulatorOf<S>;
-  const SparseRows<T, I> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
   const NarrowedValues<S> sums(dvalues, weight.nnz);
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
     if (goes_by_bits(context, weight, dy.batch)) {
       const Buffer<float> gradient = single_row(dy), features = single_row(x);
       sample_bits(context, weight, gradient.data(), features.data(), sums.data());
@@ -194,8 +199,12 @@ void linear_dvalues(const Context& context, const MatrixView<S>& dy, const Matri
     }
   }
   sums.clear();
-  sample(context, pattern, BatchSource<S>(context.kernels, dy, kSampleWidth<T>),
-         BatchSource<S>(context.kernels, x, kSampleWidth<T>), sums.data());
+  with_panel_type<S>(context, dy.batch, [&](auto element) {
+    using P = decltype(element);
+    const SparseRows<P, I> pattern{weight.rows, weight.nnz, weight.crow, weight.col, nullptr, nullptr};
+    sample(context, pattern, BatchSource<P, S>(context.kernels, dy, kSampleWidth<P>),
+           BatchSource<P, S>(context.kernels, x, kSampleWidth<P>), sums.data());
+  });
   sums.finish(context.parallel);
 }
 

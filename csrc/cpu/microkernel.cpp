@@ -21,25 +21,14 @@ namespace {
 
 template <class T, class I>
 void multiply(const Product<T, I>& p) {
-  for (int64_t first = p.row_begin; first < p.row_end;) {
-    int64_t count = rows_of(kUnlike, p.begin, first, p.row_end);
-    const Weights range(p.begin + first, count);
-    const bool alike = (range.most - range.least) * count <= p.begin[first + count] - p.begin[first];
-    // Products of many positions have work enough in two rows, and lose more by an order than they wait without.
-    if (p.width > 2 * kLanes<T> || (p.width > 1 && alike)) {
-      multiply_from<T, I, kMaxVectors>(p, 0, Consecutive{first}, count);
+  const auto several = [&](auto rows, int64_t count) { multiply_from<FloatSums, kMaxVectors>(p, 0, rows, count); };
+  in_blocks<kLanes<T>>(p, several, [&](const int32_t* rows, int64_t count, int64_t end) {
+    if (p.width == 1) {
+      multiply_single(p, rows, count, end);
     } else {
-      if (alike) count = rows_of(kAlike, p.begin, first, p.row_end);
-      int32_t order[kUnlike.rows];
-      order_rows(p.begin, first, count, range, order);
-      if (p.width == 1) {
-        multiply_single(p, order, count, p.begin[first + count]);
-      } else {
-        multiply_from<T, I, kMaxVectors>(p, 0, static_cast<const int32_t*>(order), count);
-      }
+      several(rows, count);
     }
-    first += count;
-  }
+  });
 }
 
 #if defined(__AVX2__)
@@ -68,7 +57,9 @@ const Microkernels microkernels = {
     {multiply<double, uint16_t>, sample<double, uint16_t>, scatter<double, uint16_t>},
     {transpose<float>, copy_runs<float>},
     {transpose<double>, copy_runs<double>},
+    {transpose<uint16_t>, copy_runs<uint16_t>},
     kBits,
+    nullptr,
 };
 
 }  // namespace rsn2::cpu::RSN2_ISA

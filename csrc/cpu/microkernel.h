@@ -15,14 +15,16 @@ namespace rsn2::cpu {
 //     values[k] * panel[index[k] * index_scale + q]
 // for r in [row_begin, row_end), q in [0, width). The sum runs in the order of k for every q alone: a result
 // does not depend on where in the panel it stands, nor on what is computed beside it.
-template <class T, class I>
+//
+// T is the type of the sums, P that of what is multiplied: the same, or uint16_t for the bits of a bfloat16.
+template <class T, class I, class P = T>
 struct Product {
   const int32_t* begin;
   const I* index;
-  const T* values;
+  const P* values;
   const T* bias;  // null: none
   int64_t row_begin, row_end;
-  const T* panel;
+  const P* panel;
   int64_t index_scale;
   int64_t width;
   T* out;
@@ -32,15 +34,15 @@ struct Product {
 // out[k] += sum over q in [0, width) of rows[r * row_stride + q] * panel[index[k] * index_scale + q]
 // for k in [k_begin, k_end), where r is the row with begin[r] <= k < begin[r + 1]; the first is row_begin.
 // Each k's sum has its own fixed order: it does not depend on k_begin and k_end.
-template <class T, class I>
+template <class T, class I, class P = T>
 struct SampledProduct {
   const int32_t* begin;
   const I* index;
   int64_t row_begin;
   int64_t k_begin, k_end;
-  const T* rows;
+  const P* rows;
   int64_t row_stride;
-  const T* panel;
+  const P* panel;
   int64_t index_scale;
   int64_t width;
   T* out;
@@ -176,6 +178,18 @@ struct BitKernels {
   BitCopies<uint16_t> two_bytes;
 };
 
+// Products of bfloat16 on several positions, in pairs. Their sums have the same bits as those of floats.
+template <class I>
+struct PairKernels {
+  void (*multiply)(const Product<float, I, uint16_t>&);
+  void (*sample)(const SampledProduct<float, I, uint16_t>&);
+};
+
+struct Bfloat16Kernels {
+  PairKernels<int32_t> int32;
+  PairKernels<uint16_t> uint16;
+};
+
 struct Microkernels {
   const char* name;
   IndexedKernels<float, int32_t> float_int32;
@@ -184,7 +198,9 @@ struct Microkernels {
   IndexedKernels<double, uint16_t> double_uint16;
   LayoutKernels<float> layout_float;
   LayoutKernels<double> layout_double;
-  const BitKernels* bits;  // null: none for this instruction set
+  LayoutKernels<uint16_t> layout_bits16;  // of any 16-bit type
+  const BitKernels* bits;                 // null: none for this instruction set
+  const Bfloat16Kernels* bfloat16;        // null: widened to float instead
 };
 
 // One definition per instruction set, each from its own compilation of microkernel.cpp.
@@ -196,6 +212,12 @@ extern const Microkernels microkernels;
 }
 namespace avx512 {
 extern const Microkernels microkernels;
+}
+// What AVX512-BF16 adds to AVX-512.
+namespace avx512_bf16 {
+extern const Bfloat16Kernels kernels;
+// Whether this processor adds the products of a pair in the order that the kernels count on, rounding after each.
+bool adds_in_order();
 }
 
 }  // namespace rsn2::cpu

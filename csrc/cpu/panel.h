@@ -11,8 +11,9 @@ struct PanelShape {
   int64_t width;           // positions to compute: a multiple of a cache line, or 1
 };
 
-// Features packed by one task: a cache line of floats of a row-major or channels-last tensor.
-inline constexpr int64_t kPackFeatures = 16;
+// Features packed by one task: a cache line, or two of doubles, of a row-major or channels-last tensor.
+template <class P>
+inline constexpr int64_t kPackFeatures = sizeof(P) == 2 ? 32 : 16;
 
 // Where panels come from: a tensor cut into panels that each fit a core's cache.
 template <class T>
@@ -24,7 +25,7 @@ class PanelSource {
   virtual int64_t panel_elements() const = 0;  // of the largest panel
   virtual PanelShape shape(int64_t panel) const = 0;
   // Writes every element of features [begin, end) that a product can read, padding (zeros) included: at most
-  // kPackFeatures features.
+  // kPackFeatures<T> features.
   virtual void pack(int64_t panel, int64_t begin, int64_t end, T* data) const = 0;
 };
 

@@ -9,39 +9,42 @@ const auto& kernels_for(const Microkernels& all, float, int32_t) { return all.fl
 const auto& kernels_for(const Microkernels& all, float, uint16_t) { return all.float_uint16; }
 const auto& kernels_for(const Microkernels& all, double, int32_t) { return all.double_int32; }
 const auto& kernels_for(const Microkernels& all, double, uint16_t) { return all.double_uint16; }
+const auto& kernels_for(const Microkernels& all, BFloat16, int32_t) { return all.bfloat16->int32; }
+const auto& kernels_for(const Microkernels& all, BFloat16, uint16_t) { return all.bfloat16->uint16; }
 
-template <class T>
-int64_t total_width(const PanelSource<T>& source) {
+template <class P>
+int64_t total_width(const PanelSource<P>& source) {
   int64_t width = 0;
   for (int64_t panel = 0; panel < source.panels(); ++panel) width += source.shape(panel).width;
   return width;
 }
 
-template <class T>
-int64_t pack_tasks(const PanelSource<T>& source, int64_t panels) {
-  return panels * ceil_div(source.features(), kPackFeatures);
+template <class P>
+int64_t pack_tasks(const PanelSource<P>& source, int64_t panels) {
+  return panels * ceil_div(source.features(), kPackFeatures<P>);
 }
 
 // One of the pack_tasks that pack panels from `first` on, side by side into data.
-template <class T>
-void pack_task(const PanelSource<T>& source, int64_t first, int64_t task, T* data) {
+template <class P>
+void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* data) {
   const int64_t tasks = pack_tasks(source, 1);
-  const int64_t panel = task / tasks, begin = task % tasks * kPackFeatures;
-  source.pack(first + panel, begin, std::min(begin + kPackFeatures, source.features()),
+  const int64_t panel = task / tasks, begin = task % tasks * kPackFeatures<P>;
+  source.pack(first + panel, begin, std::min(begin + kPackFeatures<P>, source.features()),
               data + panel * source.panel_elements());
 }
 
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
-template <class T, class I>
-void multiply_rows(const Microkernels& kernels, const SparseRows<T, I>& weights, const PanelShape& shape, const T* data,
+template <class P, class I, class T>
+void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights, const PanelShape& shape, const P* data,
                    int64_t row_begin, int64_t row_end, T* scratch, const PanelSink<T>& y, int64_t panel) {
   for (int64_t q = 0; q < shape.width; q += kWidthBlock) {
     const int64_t width = std::min(kWidthBlock, shape.width - q);
     const int64_t rows = width == 1 ? kNarrowRowBlock : kRowBlock;
     for (int64_t r = row_begin; r < row_end; r += rows) {
       const int64_t r_end = std::min(r + rows, row_end);
-      kernels_for(kernels, T{}, I{}).multiply({weights.begin, weights.index, weights.values, weights.bias, r, r_end,
-                                               data + q, shape.index_scale, width, scratch, width});
+      kernels_for(kernels, P{}, I{})
+          .multiply({weights.begin, weights.index, as_copied(weights.values), weights.bias, r, r_end,
+                     as_copied(data + q), shape.index_scale, width, scratch, width});
       y.store(panel, r, r_end, q, q + width, scratch, width);
     }
   }
@@ -49,15 +52,16 @@ void multiply_rows(const Microkernels& kernels, const SparseRows<T, I>& weights,
 
 }  // namespace
 
-template <class T, class I>
-void multiply(const Context& context, const SparseRows<T, I>& weights, const PanelSource<T>& x, const PanelSink<T>& y) {
+template <class P, class I>
+void multiply(const Context& context, const SparseRows<P, I>& weights, const PanelSource<P>& x,
+              const PanelSink<AccumulatorOf<P>>& y) {
   const Parallel& parallel = context.parallel;
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
   const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
-  const Buffer<T> packed(std::min(panels, slots) * x.panel_elements());
-  const Buffer<T> scratch(slots * kRowBlock * kWidthBlock);
-  const auto multiply_part = [&](int64_t panel, const T* data, int64_t part, int64_t parts, int64_t slot) {
+  const Buffer<P> packed(std::min(panels, slots) * x.panel_elements());
+  const Buffer<AccumulatorOf<P>> scratch(slots * kRowBlock * kWidthBlock);
+  const auto multiply_part = [&](int64_t panel, const P* data, int64_t part, int64_t parts, int64_t slot) {
     multiply_rows(context.kernels, weights, x.shape(panel), data, split_rows(weights.begin, weights.rows, part, parts),
                   split_rows(weights.begin, weights.rows, part + 1, parts),
                   scratch.data() + slot * kRowBlock * kWidthBlock, y, panel);
@@ -65,7 +69,7 @@ void multiply(const Context& context, const SparseRows<T, I>& weights, const Pan
   // As long as there is a panel for every slot, a slot packs a panel and multiplies it while it is in its cache.
   const int64_t whole = panels / slots * slots;
   parallel.for_each(whole, slots, [&](int64_t panel, int64_t slot) {
-    T* const data = packed.data() + slot * x.panel_elements();
+    P* const data = packed.data() + slot * x.panel_elements();
     for (int64_t task = 0; task < pack_tasks(x, 1); ++task) pack_task(x, panel, task, data);
     multiply_part(panel, data, 0, 1, slot);
   });
@@ -103,9 +107,9 @@ void multiply_transposed(const Context& context, const SparseRows<T, I>& columns
   });
 }
 
-template <class T, class I>
-void sample(const Context& context, const SparseRows<T, I>& pattern, const PanelSource<T>& dy, const PanelSource<T>& x,
-            T* dvalues) {
+template <class P, class I>
+void sample(const Context& context, const SparseRows<P, I>& pattern, const PanelSource<P>& dy, const PanelSource<P>& x,
+            AccumulatorOf<P>* dvalues) {
   const Parallel& parallel = context.parallel;
   const int64_t panels = x.panels();
   if (panels == 0 || pattern.nnz == 0) return;
@@ -113,8 +117,8 @@ void sample(const Context& context, const SparseRows<T, I>& pattern, const Panel
   // One slot finds the panel it packed in its cache. Several share all panels, so that their caches help little:
   // packing more at a time costs memory but saves waiting for each other.
   const int64_t wave = std::min(panels, slots == 1 ? 1 : 4 * slots);
-  const Buffer<T> packed_x(wave * x.panel_elements());
-  const Buffer<T> packed_dy(wave * dy.panel_elements());
+  const Buffer<P> packed_x(wave * x.panel_elements());
+  const Buffer<P> packed_dy(wave * dy.panel_elements());
   for (int64_t first = 0; first < panels; first += wave) {
     const int64_t count = std::min(wave, panels - first);
     const int64_t x_tasks = pack_tasks(x, count);
@@ -132,24 +136,34 @@ void sample(const Context& context, const SparseRows<T, I>& pattern, const Panel
       const int64_t row = row_of(pattern.begin, pattern.rows, k_begin);
       for (int64_t panel = 0; panel < count; ++panel) {
         const PanelShape shape = x.shape(first + panel);
-        kernels_for(context.kernels, T{}, I{})
-            .sample({pattern.begin, pattern.index, row, k_begin, k_end, packed_dy.data() + panel * dy.panel_elements(),
-                     dy.shape(first + panel).feature_stride, packed_x.data() + panel * x.panel_elements(),
-                     shape.index_scale, shape.width, dvalues});
+        kernels_for(context.kernels, P{}, I{})
+            .sample({pattern.begin, pattern.index, row, k_begin, k_end,
+                     as_copied(packed_dy.data() + panel * dy.panel_elements()), dy.shape(first + panel).feature_stride,
+                     as_copied(packed_x.data() + panel * x.panel_elements()), shape.index_scale, shape.width, dvalues});
       }
     });
   }
 }
 
-#define RSN2_INSTANTIATE(T, I)                                                                                    \
-  template void multiply(const Context&, const SparseRows<T, I>&, const PanelSource<T>&, const PanelSink<T>&);     \
-  template void multiply_transposed(const Context&, const SparseRows<T, I>&, int64_t, const PanelSource<T>&,       \
-                                    const PanelSink<T>&);                                                          \
-  template void sample(const Context&, const SparseRows<T, I>&, const PanelSource<T>&, const PanelSource<T>&, T*);
+#define RSN2_INSTANTIATE(P, I)                                                                                     \
+  template void multiply(const Context&, const SparseRows<P, I>&, const PanelSource<P>&,                            \
+                         const PanelSink<AccumulatorOf<P>>&);                                                       \
+  template void sample(const Context&, const SparseRows<P, I>&, const PanelSource<P>&, const PanelSource<P>&,       \
+                       AccumulatorOf<P>*);
+#define RSN2_INSTANTIATE_TRANSPOSED(T, I)                                                                          \
+  template void multiply_transposed(const Context&, const SparseRows<T, I>&, int64_t, const PanelSource<T>&,        \
+                                    const PanelSink<T>&);
 RSN2_INSTANTIATE(float, int32_t)
 RSN2_INSTANTIATE(float, uint16_t)
 RSN2_INSTANTIATE(double, int32_t)
 RSN2_INSTANTIATE(double, uint16_t)
+RSN2_INSTANTIATE(BFloat16, int32_t)
+RSN2_INSTANTIATE(BFloat16, uint16_t)
+RSN2_INSTANTIATE_TRANSPOSED(float, int32_t)
+RSN2_INSTANTIATE_TRANSPOSED(float, uint16_t)
+RSN2_INSTANTIATE_TRANSPOSED(double, int32_t)
+RSN2_INSTANTIATE_TRANSPOSED(double, uint16_t)
+#undef RSN2_INSTANTIATE_TRANSPOSED
 #undef RSN2_INSTANTIATE
 
 }  // namespace rsn2::cpu

@@ -1,12 +1,13 @@
 // Storage types and the type each is accumulated in.
 //
-// 16-bit values are storage only: they are widened to float when packed and rounded once, to nearest even, when
-// a result is stored. The conversions are branch-free integer arithmetic so that the compiler vectorizes them
+// 16-bit values are widened to float when packed and rounded once, to nearest even, when a result is stored; those of
+// bfloat16 are packed as they are where the processor multiplies them. The conversions are branch-free integer arithmetic so that the compiler vectorizes them
 // for every instruction set, including those without half-precision instructions.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace rsn2::cpu {
 
@@ -85,13 +86,36 @@ inline void narrow(float value, Half& out) {
   out.bits = static_cast<uint16_t>(sign | (bits > 0x7F800000u ? 0x7E00u : number));
 }
 
-// dst[i] = src[i * stride], widened.
-template <class S, class T>
-void widen_run(const S* src, int64_t stride, int64_t count, T* dst) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) dst[i] = widen(src[i]);
+// What copies take for an element: 16 bits are 16 bits.
+template <class S>
+using CopiedAs = std::conditional_t<sizeof(S) == sizeof(uint16_t), uint16_t, S>;
+
+template <class S>
+const CopiedAs<S>* as_copied(const S* elements) {
+  return reinterpret_cast<const CopiedAs<S>*>(elements);
+}
+template <class S>
+CopiedAs<S>* as_copied(S* elements) {
+  return reinterpret_cast<CopiedAs<S>*>(elements);
+}
+
+// A value as what is multiplied: as it is stored, or widened.
+template <class P, class S>
+P as(S value) {
+  if constexpr (std::is_same_v<P, S>) {
+    return value;
   } else {
-    for (int64_t i = 0; i < count; ++i) dst[i] = widen(src[i * stride]);
+    return widen(value);
+  }
+}
+
+// dst[i] = src[i * stride], as it is or widened.
+template <class S, class P>
+void widen_run(const S* src, int64_t stride, int64_t count, P* dst) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = as<P>(src[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) dst[i] = as<P>(src[i * stride]);
   }
 }
 

@@ -33,6 +33,13 @@ struct Simd<double, kBytes> {
   typedef int64_t Index __attribute__((vector_size(kBytes)));
 };
 
+template <int kBytes>
+struct Simd<uint16_t, kBytes> {
+  typedef uint16_t Vector __attribute__((vector_size(kBytes)));
+  typedef uint16_t Unaligned __attribute__((vector_size(kBytes), aligned(2), may_alias));
+  typedef int16_t Index __attribute__((vector_size(kBytes)));
+};
+
 template <int... kLanes>
 struct LaneList {};
 template <int kCount, int... kLanes>
@@ -83,6 +90,14 @@ RSN2_MULTIPLY_ADD(double, 32,
                                             multiply_add(a[2], b[2], c[2]), multiply_add(a[3], b[3], c[3])}))
 #endif
 #undef RSN2_MULTIPLY_ADD
+#if defined(__AVX512BF16__)
+// Of bfloat16 in pairs: each lane of c, plus the product of its upper halves, plus that of its lower ones.
+inline __attribute__((always_inline)) Simd<float, 64>::Vector multiply_add(const Simd<uint16_t, 64>::Vector& a,
+                                                                           const Simd<uint16_t, 64>::Vector& b,
+                                                                           const Simd<float, 64>::Vector& c) {
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#endif
 #else
 template <class V>
 inline __attribute__((always_inline)) V multiply_add(const V& a, const V& b, const V& c) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "scalar.h"
+
 namespace rsn2::cpu {
 
 // The nonzero positions of a [rows, cols] matrix in row-major order. I is int32_t, or uint16_t where it holds all
@@ -30,15 +32,15 @@ struct TransposedCsr {
   int64_t perm_base = 0;
 };
 
-// Rows of (value, index) pairs; index times the panel's index_scale is an offset into a panel.
-template <class T, class I>
+// Rows of (value, index) pairs; index times the panel's index_scale is an offset into a panel. P is the panel's type.
+template <class P, class I>
 struct SparseRows {
   int64_t rows;
   int64_t nnz;
-  const int32_t* begin;  // [rows + 1]
-  const I* index;        // [nnz]
-  const T* values;       // [nnz]; null for a sampled product
-  const T* bias;         // [rows] or null
+  const int32_t* begin;          // [rows + 1]
+  const I* index;                // [nnz]
+  const P* values;               // [nnz]; null for a sampled product
+  const AccumulatorOf<P>* bias;  // [rows] or null
 };
 
 // Visiting a row costs about as much as this many of its weights: a mispredicted branch and the stores.

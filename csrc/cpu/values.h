@@ -1,4 +1,4 @@
-// Weight values in accumulator precision, in the order a product visits them.
+// Weight values in the type that a product takes, in the order it visits them.
 #pragma once
 
 #include <algorithm>
@@ -20,17 +20,15 @@ void for_chunks(const Parallel& parallel, int64_t count, const Body& body) {
   });
 }
 
-// Borrows the array where it already has the accumulator's type, else holds a widened copy.
-template <class S>
+// Borrows the array where it already has the type that is multiplied, else holds a widened copy.
+template <class S, class P = AccumulatorOf<S>>
 class WidenedValues {
  public:
-  using T = AccumulatorOf<S>;
-
   WidenedValues(const Parallel& parallel, const S* values, int64_t count) {
-    if constexpr (std::is_same_v<S, T>) {
+    if constexpr (std::is_same_v<S, P>) {
       data_ = values;
     } else if (values) {
-      copy_ = Buffer<T>(count);
+      copy_ = Buffer<P>(count);
       data_ = copy_.data();
       for_chunks(parallel, count, [&](int64_t begin, int64_t end) {
         widen_run(values + begin, 1, end - begin, copy_.data() + begin);
@@ -38,11 +36,11 @@ class WidenedValues {
     }
   }
 
-  const T* data() const { return data_; }
+  const P* data() const { return data_; }
 
  private:
-  Buffer<T> copy_;
-  const T* data_ = nullptr;
+  Buffer<P> copy_;
+  const P* data_ = nullptr;
 };
 
 // Accumulators that are narrowed into the result by finish().

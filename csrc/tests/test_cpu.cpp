@@ -236,7 +236,7 @@ const Problem kLinear[] = {
     linear_problem(0, 5, 7, 0.5),    linear_problem(1, 1, 1, 1),      linear_problem(1, 130, 33, 0.1),
     linear_problem(7, 17, 65, 0.3),  linear_problem(8, 64, 64, 0),    linear_problem(16, 3, 100, 0.5),
     linear_problem(17, 66, 16, 1),   linear_problem(63, 40, 31, 0.2), linear_problem(65, 129, 70, 0.1),
-    linear_problem(200, 33, 50, 0.1), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
+    linear_problem(200, 33, 50, 0.1), linear_problem(257, 9, 40, 0.4), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
     linear_problem(1, 70, 129, 0.4)};
 
 // batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
@@ -430,20 +430,20 @@ void test_rounding(double (*value)(uint16_t), uint16_t infinity) {
   expect(stored<S>(3.4e38).bits == infinity, type_name<S>() + ": overflow is infinity");
 }
 
-// A row without weights is its bias, to the bit.
-template <class T>
+// A row is its bias, to the bit, where it has no weights, or an even or odd number of them times -0.
+template <class S>
 void test_negative_zero(const cpu::Microkernels& kernels) {
-  const int32_t crow[] = {0, 0, 0, 0, 0, 0};
-  const T bias[] = {T{-0.0}, T{-0.0}, T{-0.0}, T{-0.0}, T{-0.0}};
+  const int32_t crow[] = {0, 0, 1, 3, 6, 6}, col[] = {1, 0, 2, 0, 1, 2};
+  const std::vector<S> values(6, stored<S>(2)), bias(5, stored<S>(-0.0));
   bool kept = true;
   for (const int64_t batch : {1, 2, 20, 100}) {
-    const std::vector<T> x(batch * 3, T{1});
-    std::vector<T> y(batch * 5, T{1});
-    const cpu::Csr<int32_t> weight{5, 0, crow, nullptr};
-    cpu::linear<T>({kernels, threads(1)}, {x.data(), batch, 3, 3, 1}, nullptr, bias, weight, y.data());
-    for (const T each : y) kept = kept && each == 0 && std::signbit(each);
+    const std::vector<S> x(batch * 3, stored<S>(-0.0));
+    std::vector<S> y(batch * 5, stored<S>(1));
+    const cpu::Csr<int32_t> weight{5, 6, crow, col};
+    cpu::linear<S>({kernels, threads(1)}, {x.data(), batch, 3, 3, 1}, values.data(), bias.data(), weight, y.data());
+    for (const S each : y) kept = kept && cpu::widen(each) == 0 && std::signbit(cpu::widen(each));
   }
-  expect(kept, std::string(kernels.name) + " " + type_name<T>() + ": a bias of -0 stays -0 whatever the batch");
+  expect(kept, std::string(kernels.name) + " " + type_name<S>() + ": a bias of -0 stays -0 whatever the batch");
 }
 
 void test_row_split() {
@@ -471,6 +471,8 @@ int main() {
   for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
     test::test_negative_zero<float>(*kernels);
     test::test_negative_zero<double>(*kernels);
+    test::test_negative_zero<cpu::Half>(*kernels);
+    test::test_negative_zero<cpu::BFloat16>(*kernels);
     test::test_operators<float>(*kernels);
     test::test_operators<double>(*kernels);
     test::test_operators<cpu::Half>(*kernels);

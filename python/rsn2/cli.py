@@ -383,7 +383,7 @@ def calibrate(
         Path | None,
         typer.Option(help="File to write instead. RSN2_CPU_COSTS=FILE has it read, and an empty one none."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each product and backend.")] = 0.05,
+    seconds: Annotated[float, typer.Option(min=0, help="For each call, about.")] = 0.04,
     quiet: Quiet = False,
 ) -> None:
     """Measure what the CPU's backends cost on this machine, for every later choice between them.

@@ -17,7 +17,7 @@ from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry, Pair
 
 # What RSN2_CPU_ISA may name; the library chooses at its first product, and would refuse another name at each.
-_ISAS = ("avx512", "avx2", "baseline")
+_ISAS = ("avx512_bf16", "avx512", "avx2", "baseline")
 
 
 def _load() -> str | None:
@@ -31,7 +31,7 @@ def _load() -> str | None:
         )
     isa = os.environ.get("RSN2_CPU_ISA")
     if isa and isa not in _ISAS:
-        return f"RSN2_CPU_ISA must be avx512, avx2 or baseline; got {isa!r}"
+        return f"RSN2_CPU_ISA must be avx512_bf16, avx512, avx2 or baseline; got {isa!r}"
     try:
         torch.ops.load_library(library)
     except OSError as error:

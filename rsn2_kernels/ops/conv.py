@@ -65,8 +65,9 @@ def conv2d(
     images = x if x.dim() == 4 else x.unsqueeze(0)
     records = torch.is_grad_enabled()
     positions = images.shape[0] * height * width
+    trains = records and (x.requires_grad or values.requires_grad)
     with_columns = records and x.requires_grad
-    name, index = dispatch.resolve("conv2d", pattern, positions, x.dtype, backend, with_columns, geometry)
+    name, index = dispatch.resolve("conv2d", pattern, positions, x.dtype, backend, with_columns, geometry, trains)
     inside, behind = fused_activation(activation, (x, values, bias))
     if records and values.requires_grad:
         images = channels_last(images, (name,))

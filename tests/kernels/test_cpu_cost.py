@@ -14,13 +14,14 @@ from rsn2_kernels import cpu_cost
 from .cases import random_mask
 from .precision import DTYPES
 
+OPERATORS = ("linear", "conv2d")
 PATTERN = rk.SparsePattern.from_mask(random_mask(64, 128, 0.1, 0))
 
 
 def content(dense: float = 1.0, cpu: float = 1.0) -> dict[str, Any]:
     """A file of this machine in which each unit of work costs a backend so many nanoseconds."""
     costs = {name: [dense if name == "dense" else cpu] * len(of) for name, of in cpu_cost.FEATURES.items()}
-    names = [cpu_cost.key(op, dtype) for op in cpu_cost.OPERATORS for dtype in cpu_cost.DTYPES]
+    names = [cpu_cost.key(*kind) for kind in cpu_cost.KINDS]
     features = {name: list(parts) for name, parts in cpu_cost.FEATURES.items()}
     rows = {name: {"nanoseconds": dict(costs)} for name in names}
     return {"for": cpu_cost.machine(), "features": features, "costs": rows}
@@ -41,7 +42,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_built_in_costs_are_sound_and_cover_every_operator_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSN2_CPU_COSTS", "")
     costs = cpu_cost.load()
-    assert set(costs.table) == {(op, dtype) for op in cpu_cost.OPERATORS for dtype in DTYPES}
+    assert set(costs.table) == {(op, dtype, trains) for op in OPERATORS for dtype in DTYPES for trains in (False, True)}
     assert costs.origin.startswith("built in")
 
 

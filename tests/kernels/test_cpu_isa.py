@@ -31,7 +31,7 @@ def run(isa: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "baseline"])
 def test_every_instruction_set_keeps_the_contract(isa: str, tmp_path: Path) -> None:
     files = [str(HERE / name) for name in ("test_contract_linear.py", "test_contract_conv.py", "test_cpu_words.py")]
     some = "cpu and awkward_sizes and not torch.float16"  # float16 differs from bfloat16 in the conversion alone
@@ -43,7 +43,7 @@ def test_every_instruction_set_keeps_the_contract(isa: str, tmp_path: Path) -> N
 def test_an_unknown_instruction_set_makes_the_backend_unavailable_and_says_why(tmp_path: Path) -> None:
     done = run("sse9", tmp_path, "-c", "import rsn2_kernels as rk; print(rk.available_backends()['cpu'])")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "RSN2_CPU_ISA must be avx512, avx2 or baseline; got 'sse9'"
+    assert done.stdout.strip() == "RSN2_CPU_ISA must be avx512_bf16, avx512, avx2 or baseline; got 'sse9'"
 
 
 def test_an_empty_name_caps_nothing(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_no_name_runs_the_backend_that_explain_names(case: LinearCase | ConvCase
         op, batch = "linear", torch.Size(case.batch).numel()
     else:
         op, batch = "conv2d", (case.images or 1) * case.output_size[0] * case.output_size[1]
-    chosen = rk.explain(op, operands.pattern, batch, dtype, "cpu").backend
+    chosen = rk.explain(op, operands.pattern, batch, dtype, "cpu", training=True).backend
     unnamed, named = case.call(operands, None), case.call(operands, chosen)
     assert torch.equal(unnamed, named)
     inputs = list(operands.inputs.values())

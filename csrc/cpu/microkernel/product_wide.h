@@ -7,16 +7,22 @@
 namespace rsn2::cpu::RSN2_ISA {
 namespace {
 
-// One row of a product on kVectors registers of positions.
+// One row of a product on kVectors registers of positions: what multiply_rows adds up.
 template <class T, int kVectors>
-struct Sums {
+struct FloatSums {
+  static constexpr int kPositions = kVectors * kLanes<T>;
+  static constexpr int kSums = kVectors;  // that do not wait for each other
+  static constexpr int kTogether = 1;     // weights added at once
+
   typename Lanes<T>::Vector sum[kVectors];
 
   inline __attribute__((always_inline)) void start(T value) {
     for (int i = 0; i < kVectors; ++i) sum[i] = broadcast(value);
   }
-  inline __attribute__((always_inline)) void add(T value, const T* feature) {
-    for (int i = 0; i < kVectors; ++i) sum[i] = multiply_add(broadcast(value), load(feature + i * kLanes<T>), sum[i]);
+  template <class I>
+  inline __attribute__((always_inline)) void add(const T* value, const I* index, const T* panel, int64_t scale) {
+    const T* const feature = panel + *index * scale;
+    for (int i = 0; i < kVectors; ++i) sum[i] = multiply_add(broadcast(*value), load(feature + i * kLanes<T>), sum[i]);
   }
   inline __attribute__((always_inline)) void finish(T* out) const {
     for (int i = 0; i < kVectors; ++i) store(out + i * kLanes<T>, sum[i]);
@@ -26,14 +32,15 @@ struct Sums {
 // Rows order[0], ..., order[count - 1], kRows of them side by side: a row's sums wait for each other, the rows do not.
 // Returns how many are done: what is left is less than kRows.
 // Out of line, with what the inner loop needs in locals: otherwise gcc spills the loop's pointers.
-template <class T, class I, int kVectors, int kRows, class Order>
-__attribute__((noinline)) int64_t multiply_rows(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
-  const T* const panel = p.panel + q;
+template <class Sums, int kRows, class T, class I, class P, class Order>
+__attribute__((noinline)) int64_t multiply_rows(const Product<T, I, P>& p, int64_t q, Order order, int64_t count) {
+  constexpr int kTogether = Sums::kTogether;
+  const P* const panel = p.panel + q;
   const int64_t scale = p.index_scale;
   int64_t done = 0;
   for (; done + kRows <= count; done += kRows, order = order + kRows) {
-    Sums<T, kVectors> sums[kRows];
-    const T* value[kRows];
+    Sums sums[kRows];
+    const P* value[kRows];
     const I* index[kRows];
     int64_t common = INT32_MAX;
 #pragma GCC unroll 8
@@ -46,34 +53,38 @@ __attribute__((noinline)) int64_t multiply_rows(const Product<T, I>& p, int64_t 
       sums[i].start(p.bias ? p.bias[order[i]] : T{0});
     }
     int64_t j = 0;
-    for (; j < common; ++j) {
+    for (; j + kTogether <= common; j += kTogether) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) sums[i].add(value[i][j], panel + index[i][j] * scale);
+      for (int i = 0; i < kRows; ++i) sums[i].add(value[i] + j, index[i] + j, panel, scale);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const int64_t weights = p.begin[order[i] + 1] - p.begin[order[i]];
-      for (int64_t rest = j; rest < weights; ++rest) sums[i].add(value[i][rest], panel + index[i][rest] * scale);
+      int64_t rest = j;
+      for (; rest + kTogether <= weights; rest += kTogether) sums[i].add(value[i] + rest, index[i] + rest, panel, scale);
+      if constexpr (kTogether > 1) {
+        if (rest < weights) sums[i].add_last(value[i] + rest, index[i] + rest, panel, scale);
+      }
       sums[i].finish(p.out + (order[i] - p.row_begin) * p.out_stride + q);
     }
   }
   return done;
 }
 
-// Rows at kVectors registers of positions starting at q: the panel's part stays in cache while the rows pass.
-template <class T, class I, int kVectors, class Order>
-void multiply_block(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
-  constexpr int kRows = kVectors <= 2 ? 4 : kVectors == 4 ? 2 : 1;
-  const int64_t done = multiply_rows<T, I, kVectors, kRows>(p, q, order, count);
-  if constexpr (kRows > 1) multiply_rows<T, I, kVectors, 1>(p, q, order + done, count - done);
+// Rows at Sums::kPositions positions starting at q: the panel's part stays in cache while the rows pass.
+template <class Sums, class T, class I, class P, class Order>
+void multiply_block(const Product<T, I, P>& p, int64_t q, Order order, int64_t count) {
+  constexpr int kRows = Sums::kSums <= 2 ? 4 : Sums::kSums == 4 ? 2 : 1;
+  const int64_t done = multiply_rows<Sums, kRows>(p, q, order, count);
+  if constexpr (kRows > 1) multiply_rows<Sums, 1>(p, q, order + done, count - done);
 }
 
-// Blocks of kVectors while they fit, then half as many: a width of one cache line costs one cache line.
-template <class T, class I, int kVectors, class Order>
-void multiply_from(const Product<T, I>& p, int64_t q, Order order, int64_t count) {
-  constexpr int64_t kWidth = kVectors * kLanes<T>;
-  for (; q + kWidth <= p.width; q += kWidth) multiply_block<T, I, kVectors>(p, q, order, count);
-  if constexpr (kVectors > 1) multiply_from<T, I, kVectors / 2>(p, q, order, count);
+// Blocks of kVectors registers of positions while they fit, then half as many: a width of one cache line costs one.
+template <template <class, int> class Sums, int kVectors, class T, class I, class P, class Order>
+void multiply_from(const Product<T, I, P>& p, int64_t q, Order order, int64_t count) {
+  using S = Sums<P, kVectors>;
+  for (; q + S::kPositions <= p.width; q += S::kPositions) multiply_block<S>(p, q, order, count);
+  if constexpr (kVectors > 1) multiply_from<Sums, kVectors / 2>(p, q, order, count);
 }
 
 }  // namespace

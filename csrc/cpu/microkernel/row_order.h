@@ -54,5 +54,26 @@ inline int64_t rows_of(const Block& block, const int32_t* begin, int64_t first, 
   return count;
 }
 
+// Calls as_they_are(rows, count) or ordered(rows, count, end) for the rows of a product, block by block; `end` is the
+// weight behind the block.
+template <int kLanes, class Product, class AsTheyAre, class Ordered>
+inline void in_blocks(const Product& p, const AsTheyAre& as_they_are, const Ordered& ordered) {
+  for (int64_t first = p.row_begin; first < p.row_end;) {
+    int64_t count = rows_of(kUnlike, p.begin, first, p.row_end);
+    const Weights range(p.begin + first, count);
+    const bool alike = (range.most - range.least) * count <= p.begin[first + count] - p.begin[first];
+    // Products of many positions have work enough in two rows, and lose more by an order than they wait without.
+    if (p.width > 2 * kLanes || (p.width > 1 && alike)) {
+      as_they_are(Consecutive{first}, count);
+    } else {
+      if (alike) count = rows_of(kAlike, p.begin, first, p.row_end);
+      int32_t order[kUnlike.rows];
+      order_rows(p.begin, first, count, range, order);
+      ordered(static_cast<const int32_t*>(order), count, p.begin[first + count]);
+    }
+    first += count;
+  }
+}
+
 }  // namespace
 }  // namespace rsn2::cpu::RSN2_ISA

@@ -32,21 +32,21 @@ inline __attribute__((always_inline)) int fold(typename Lanes<T>::Vector* sums) 
   }
 }
 
-template <class T, class I>
-void sample_wide(const SampledProduct<T, I>& p) {
+template <class T, class I, class P>
+void sample_wide(const SampledProduct<T, I, P>& p) {
   int64_t r = p.row_begin;
   for (int64_t k = p.k_begin; k < p.k_end;) {
     while (p.begin[r + 1] <= k) ++r;
     const int64_t row_end = p.begin[r + 1] < p.k_end ? p.begin[r + 1] : p.k_end;
-    const T* const row = p.rows + r * p.row_stride;
+    const P* const row = p.rows + r * p.row_stride;
     for (; k < row_end; k += kGroup) {
       const int count = row_end - k < kGroup ? static_cast<int>(row_end - k) : kGroup;
-      const T* feature[kGroup];
+      const P* feature[kGroup];
       typename Lanes<T>::Vector sums[kGroup] = {};
       // A short group repeats its last weight, so that the loop below has one shape.
       for (int j = 0; j < kGroup; ++j) feature[j] = p.panel + p.index[k + (j < count ? j : count - 1)] * p.index_scale;
-      for (int64_t q = 0; q < p.width; q += kLanes<T>) {
-        const typename Lanes<T>::Vector factor = load(row + q);
+      for (int64_t q = 0; q < p.width; q += kLanes<P>) {
+        const typename Lanes<P>::Vector factor = load(row + q);
         for (int j = 0; j < kGroup; ++j) sums[j] = multiply_add(factor, load(feature[j] + q), sums[j]);
       }
       T totals[kGroup > kLanes<T> ? kGroup : kLanes<T>];

@@ -1,7 +1,7 @@
 """What the CPU's backends cost on this machine: the constants by which `backend=None` chooses, and how well it does.
 
-Forward products of the `dense` and `cpu` backends are timed on one thread, over shapes, densities, batches and dtypes;
-costs that are not negative are fitted to them by least squares on the relative error.
+Forward products of the `dense` and `cpu` backends, and steps of training, are timed on one thread, over shapes,
+densities, batches and dtypes; costs that are not negative are fitted to them by least squares on the relative error.
 """
 
 import itertools
@@ -32,17 +32,17 @@ CONVOLUTIONS = (
     (128, 64, 7, 16),
     (64, 64, 28, 64),
 )
-Calls = dict[str, Callable[[], Tensor]]
+Calls = dict[str, Callable[[], Any]]
 
 
 class Product(NamedTuple):
-    """A product to time.
+    """A product to time, or a step of training with it.
 
     Attributes:
         density: of its weight.
         pattern: of its weight.
         batch: columns that the weight is multiplied with.
-        calls: name of `cpu_cost.FEATURES` -> the product by that backend.
+        calls: name of `cpu_cost.FEATURES` -> the call by that backend.
     """
 
     density: float
@@ -51,31 +51,31 @@ class Product(NamedTuple):
     calls: Calls
 
 
-def products(op: str, dtype: torch.dtype) -> Iterator[Product]:
-    """What is timed of an operator with operands of a type, made one after the other."""
+def products(op: str, dtype: torch.dtype, trains: bool) -> Iterator[Product]:
+    """What is timed of one of `cpu_cost.KINDS`, made one after the other."""
     generator = torch.Generator().manual_seed(0)
 
     def operands(rows: int, cols: int, density: float, *x: int) -> tuple[rk.SparsePattern, Tensor, Tensor]:
         pattern = rk.SparsePattern.from_mask(torch.rand(rows, cols, generator=generator) < density)
-        values = torch.randn(pattern.nnz, generator=generator).to(dtype)
-        return pattern, values, torch.randn(x, generator=generator).to(dtype)
+        values = torch.randn(pattern.nnz, generator=generator).to(dtype).requires_grad_(trains)
+        return pattern, values, torch.randn(x, generator=generator).to(dtype).requires_grad_(trains)
 
     if op == "linear":
         for (rows, cols), density, batch in itertools.product(LINEAR, DENSITIES, BATCHES):
             pattern, values, x = operands(rows, cols, density, batch, cols)
-            yield Product(density, pattern, batch, _linear(x, values, pattern))
+            yield Product(density, pattern, batch, _steps(_linear(x, values, pattern), x, values))
     else:
         for (rows, channels, side, images), density in itertools.product(CONVOLUTIONS, DENSITIES):
             pattern, values, x = operands(rows, channels * 9, density, images, channels, side, side)
-            yield Product(density, pattern, images * side * side, _conv2d(x, values, pattern))
+            yield Product(density, pattern, images * side * side, _steps(_conv2d(x, values, pattern), x, values))
 
 
-def calibrate(seconds: float = 0.05, tell: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
+def calibrate(seconds: float = 0.04, tell: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
     """The content of a file for :func:`rsn2_kernels.cpu_cost.read`, with how well these costs choose.
 
     Args:
-        seconds: time for each product and backend, about.
-        tell: called with the name of each operator and type before it is measured.
+        seconds: time for each call, about.
+        tell: called with the name of each of `cpu_cost.KINDS` before it is measured.
 
     Raises:
         RuntimeError: if there are no C++ operators to choose; says why.
@@ -90,9 +90,9 @@ def calibrate(seconds: float = 0.05, tell: Callable[[str], None] = lambda name: 
     try:
         about = {"machine": machine.facts(), "for": cpu_cost.machine(), "features": cpu_cost.FEATURES}
         costs = {}
-        for op, dtype in itertools.product(cpu_cost.OPERATORS, cpu_cost.DTYPES):
-            tell(cpu_cost.key(op, dtype))
-            costs[cpu_cost.key(op, dtype)] = _fitted(list(_timed(op, dtype, seconds)))
+        for kind in cpu_cost.KINDS:
+            tell(cpu_cost.key(*kind))
+            costs[cpu_cost.key(*kind)] = _fitted(list(_timed(*kind, seconds)))
     finally:
         torch.set_num_threads(threads)
     return about | {"costs": costs}
@@ -103,7 +103,7 @@ def _linear(x: Tensor, values: Tensor, pattern: rk.SparsePattern) -> Calls:
     if len(x) > 1 or x.dtype == torch.float64 or not cpu.is_worth_bits(pattern):
         return dense | {"cpu": lambda: rk.linear(x, values, pattern, backend="cpu")}
     # As the backend is where nobody asked for it by name.
-    index = dispatch.index("cpu", pattern, with_columns=False, single=True)
+    index = dispatch.index("cpu", pattern, with_columns=x.requires_grad, single=True)
     return dense | {"cpu by bits": lambda: _LINEAR(x, values, None, index, "none", "cpu")}
 
 
@@ -114,19 +114,33 @@ def _conv2d(x: Tensor, values: Tensor, pattern: rk.SparsePattern) -> Calls:
     return {name: call(name) for name in ("dense", "cpu")}
 
 
+def _steps(calls: Calls, x: Tensor, values: Tensor) -> Calls:
+    """The same calls with both gradients, if there are to be any."""
+    if not x.requires_grad:
+        return calls
+    dy = torch.ones_like(calls["dense"]())
+
+    def step(call: Callable[[], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(call(), [x, values], dy)
+
+    return {name: step(call) for name, call in calls.items()}
+
+
 class _Timed(NamedTuple):
-    """A product's density, amounts of work and seconds, the latter two by name of `cpu_cost.FEATURES`."""
+    """A product's density, amounts of work and seconds (of a step a third), by name of `cpu_cost.FEATURES`."""
 
     density: float
     amounts: dict[str, tuple[float, ...]]
     seconds: dict[str, float]
 
 
-def _timed(op: str, dtype: torch.dtype, seconds: float) -> Iterator[_Timed]:
-    for product in products(op, dtype):
+def _timed(op: str, dtype: torch.dtype, trains: bool, seconds: float) -> Iterator[_Timed]:
+    for product in products(op, dtype, trains):
         amounts = cpu_cost.features(product.pattern, product.batch, "cpu by bits" in product.calls)
-        with torch.no_grad():
-            yield _Timed(product.density, amounts, medians(product.calls, seconds))
+        with torch.set_grad_enabled(trains):
+            measured = medians(product.calls, seconds)
+        share = 1 / 3 if trains else 1.0
+        yield _Timed(product.density, amounts, {name: share * taken for name, taken in measured.items()})
 
 
 def _fitted(timed: list[_Timed]) -> dict[str, Any]:
