@@ -132,6 +132,11 @@ def test_tasks_trained_at_once_are_compared_with_their_controls_together(tmp_pat
     assert second.endswith("| 4 / 2 | 2.00 |")
 
 
+def test_the_median_of_the_epochs_counts_where_the_file_has_it(tmp_path: Path) -> None:
+    write(tmp_path, changed(0, epoch_seconds=3.0, control_epoch_seconds=6.0), changed(1))
+    assert "| 10 / 8 | 3 / 6 | 0.50 |" in page.render(tmp_path)
+
+
 def test_one_seed_has_no_deviation_and_is_too_few(tmp_path: Path) -> None:
     write(tmp_path, changed(7, control=None, control_epochs=None, control_seconds=None))
     cells = ["mnist", "0.1", "97 %", "97.0 % (1)", "97 %", "-", "0", "10 / -", "4 / -", "-"]

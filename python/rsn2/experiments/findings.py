@@ -1,6 +1,7 @@
 """What a run found: its report, with the scores of tasks and controls, sizes, pictures and the audit of forgetting."""
 
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -144,9 +145,11 @@ class Findings:
             "warm_up_epochs": stage.warm_up,
             "best_epoch": own.history.best_epoch,
             "seconds": sum(own.history.seconds),
+            "epoch_seconds": statistics.median(own.history.seconds),
             "trained_with": [other.name for other in stage.tasks if other is not task],
             "control_epochs": None if control is None else len(control.history.train_loss),
             "control_seconds": None if control is None else sum(control.history.seconds),
+            "control_epoch_seconds": None if control is None else statistics.median(control.history.seconds),
             "test_samples": len(task.problem.test[0]),
         }
 

@@ -41,8 +41,9 @@ _INTRO = (
     f"or its error more than {MSE_ALLOWED:g} times the paper's. A control is weak when its mean, rounded as the paper "
     f"rounds (whole percents, errors to {MSE_DECIMALS} decimals), is worse than the paper's control.",
     '"changed" counts a task\'s values that were not the same bits at the end as right after its training, the most of '
-    'all seeds. "epochs" and "s per epoch", the seconds of one epoch of training, are of RSN2 / of the control; '
-    '"ratio" is the first of these seconds over the second. Tasks that were trained at once share their seconds; their '
+    'all seeds. "epochs" and "s per epoch", the seconds of an epoch of training (their median where the file has it), '
+    'are of RSN2 / of the control; "ratio" is the first of these seconds over the second. Tasks that were trained at '
+    "once share their seconds; their "
     "ratio is over the seconds of their controls together. All seconds are wall time on a machine with other work.",
 )
 
@@ -342,7 +343,9 @@ def _average(values: Sequence[float]) -> float | None:
 
 
 def _per_epoch(rows: Sequence[Mapping[str, Any]], prefix: str) -> float | None:
-    """Mean seconds of one epoch."""
+    """Seconds of one epoch, the mean of the seeds: of their medians, or in older files of all their epochs."""
+    if medians := [row[key] for row in rows if (key := f"{prefix}epoch_seconds") in row and row[key] is not None]:
+        return _mean(medians)
     seconds, epochs = _values(rows, f"{prefix}seconds"), _values(rows, f"{prefix}epochs")
     return sum(seconds) / sum(epochs) if sum(epochs) else None
 

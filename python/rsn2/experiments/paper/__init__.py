@@ -1,5 +1,6 @@
 """The paper's six experiments: a module each, with what it trains and the paper's figures; and the way to run one."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -114,18 +115,22 @@ def result_of(number: int, options: Options, report: Mapping[str, Any]) -> dict[
             {key: task[key] for key in ("name", "metric", "density")}
             | {"rsn2": task["value"], "control": task["control"]}
             | _paper(module, task["name"])
-            | {key: task[key] for key in ("values_changed", "epochs", "warm_up_epochs", "seconds", "trained_with")}
-            | {key: task[key] for key in ("control_epochs", "control_seconds")}
+            | {key: task[key] for key in ("values_changed", "epochs", "warm_up_epochs", "seconds", "epoch_seconds")}
+            | {key: task[key] for key in ("trained_with", *_CONTROLS_TRAINING)}
         )
     for ensemble in report["ensembles"]:
         members = [row for row in rows if row["name"] in ensemble["tasks"]]
+        # Tasks that were trained at once share their epochs and seconds.
+        trainings = list({frozenset((row["name"], *row["trained_with"])): row for row in members}.values())
         rows.append(
             {"name": ensemble["name"], "metric": ensemble["metric"], "density": sum(row["density"] for row in members)}
             | {"rsn2": ensemble["value"], "control": ensemble["control"]}
             | _paper(module, ensemble["name"])
-            | {key: sum(row[key] for row in members) for key in ("values_changed", "epochs", "seconds")}
-            | {"warm_up_epochs": 0, "trained_with": []}
-            | {key: members[0][key] for key in ("control_epochs", "control_seconds")}
+            | {"values_changed": sum(row["values_changed"] for row in members)}
+            | {key: sum(row[key] for row in trainings) for key in ("epochs", "seconds")}
+            | {"epoch_seconds": statistics.fmean(row["epoch_seconds"] for row in trainings), "warm_up_epochs": 0}
+            | {"trained_with": trainings[0]["trained_with"] if len(trainings) == 1 else []}
+            | {key: members[0][key] for key in _CONTROLS_TRAINING}
         )
     ensembles = {each["name"]: each for each in report["ensembles"]}
     f1 = {**report["f1"], "rsn2": report["f1"]["rsn2"] | {name: each["f1"] for name, each in ensembles.items()}}
@@ -145,6 +150,9 @@ def result_of(number: int, options: Options, report: Mapping[str, Any]) -> dict[
         "classes": classes,
         **{key: report[key] for key in kept},
     }
+
+
+_CONTROLS_TRAINING = ("control_epochs", "control_seconds", "control_epoch_seconds")
 
 
 def _paper(module: PaperExperiment, row: str) -> dict[str, float]:
