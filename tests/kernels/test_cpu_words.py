@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch
+from rsn2_kernels import cpu_cost, dispatch
 from rsn2_kernels.backends import words_of
 from rsn2_kernels.bits import pack_bits
 from rsn2_kernels.group import PatternGroup
@@ -32,6 +32,13 @@ AWKWARD_SIZES: tuple[Case, ...] = (
     GroupedCase(4, 33, 70, (4,), 0.4),
     GroupedCase(5, 9, 130, (7,), 0.3, absent=(1,), empty=(2,), full=(3,)),
 )
+
+
+@pytest.fixture(autouse=True)
+def _cpu_is_cheapest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about how the backend goes, not when it is chosen."""
+    costs = {name: (1.0 if name == "dense" else 0.0,) * len(of) for name, of in cpu_cost.FEATURES.items()}
+    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs(dict.fromkeys(cpu_cost.KINDS, costs), "made up"))
 
 
 def words_read(case: Case) -> Tensor | None:
@@ -84,7 +91,10 @@ def test_the_words_are_those_of_the_masks() -> None:
     assert torch.equal(PatternGroup.of(operands.patterns).words(), torch.cat(expected))
 
 
-def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions() -> None:
+def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.load())
     half, most = (rk.SparsePattern.from_mask(random_mask(500, 500, density, 0)) for density in (0.5, 0.9))
     one_row = [rk.explain("linear", pattern, 1, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
     rows = [rk.explain("linear", pattern, 2, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
