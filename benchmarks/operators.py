@@ -1,6 +1,6 @@
 """Operators on packed weights against what a user would run instead, interleaved in one process.
 
-    python benchmarks/operators.py --out results/operators-cpu.json
+    python benchmarks/operators.py --out results/operators-NAME.json
 
 Each problem is timed on a dense weight (`F.linear`, `F.conv2d`), on weight times mask (how sparse multitask networks
 ran before), with torch.sparse CSR where it has the operator, and by `rk.linear` / `rk.conv2d` as they choose for

@@ -51,13 +51,16 @@ def demo() -> str:
 
 
 def speed() -> str:
-    """Operators against the dense library, one table per number of threads."""
-    content = json.loads((ROOT / "results/operators-cpu.json").read_text())
-    machine = content["machine"]
-    parts = [f"torch {machine['torch']}, {machine['cpu']}, {machine['cpu_capability']}, {machine['cores']} cores."]
-    for threads in sorted({found["threads"] for found in content["results"]}):
-        rows = [operators.cells(found) for found in content["results"] if found["threads"] == threads]
-        parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown.table(operators.COLUMNS, rows)]
+    """Operators against the dense library, one table per processor and number of threads."""
+    parts = []
+    for path in sorted((ROOT / "results").glob("operators-*.json")):
+        content = json.loads(path.read_text())
+        machine = content["machine"]
+        about = f"torch {machine['torch']}, {machine['cpu']}, {machine['cpu_capability']}, {machine['cores']} cores"
+        parts.append(f"**`{path.name}`**: {about}.")
+        for threads in sorted({found["threads"] for found in content["results"]}):
+            rows = [operators.cells(found) for found in content["results"] if found["threads"] == threads]
+            parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown.table(operators.COLUMNS, rows)]
     return "\n\n".join(parts)
 
 
