@@ -41,10 +41,12 @@ PARTS = {
 }
 # Loop -> the function that it is the innermost loop of.
 LOOPS = {
-    "products, a panel": "multiply_rows<float, unsigned short, {vectors}, 2, ",
+    "products, a panel": "FloatSums<float, {vectors}>, 2, float, unsigned short, ",
+    "products, a panel, bf16 in pairs": "PairSums<unsigned short, 2>, 2, float, unsigned short, ",
     "products, one position": "multiply_quads<float, unsigned short, 2>",
     "products, one position, by bits": "multiply_bits",
-    "value gradients, a panel": "sample_wide<float, unsigned short>",
+    "value gradients, a panel": "sample_wide<float, unsigned short, float>",
+    "value gradients, a panel, bf16 in pairs": "sample_wide<float, unsigned short, unsigned short>",
 }
 SHUFFLES = ("vunpck", "vshuf", "vinsert", "vperm", "vexpand", "vpunpck", "vpmovzx", "vmovlhps", "vmovhlps")
 
@@ -56,7 +58,7 @@ class Instruction(NamedTuple):
 
     @property
     def multiplies(self) -> bool:
-        return self.name.startswith("vfmadd")
+        return self.name.startswith(("vfmadd", "vdpbf16"))
 
     @property
     def loads(self) -> bool:
@@ -130,15 +132,20 @@ def busiest_loop(body: list[Instruction]) -> list[Instruction]:
 
 
 def loops() -> dict[str, dict[str, float]]:
-    """Loop -> instructions, loads and shuffles per multiplication of vectors."""
+    """Loop -> instructions, loads and shuffles per multiplication of vectors; of those that this machine runs."""
     isa = {"AVX512": "avx512", "AVX2": "avx2"}[str(machine()["cpu_capability"])]
     vectors = 4 if isa == "avx512" else 8
     bodies = functions()
     found = {}
     for name, pattern in LOOPS.items():
         wanted = pattern.format(vectors=vectors)
-        body = next(body for symbol, body in bodies.items() if f"::{isa}::" in symbol and wanted in symbol)
-        loop = busiest_loop(body)
+        namespaces = (f"::{isa}::", f"::{isa}_bf16::")
+        matching = [
+            body for symbol, body in bodies.items() if wanted in symbol and any(each in symbol for each in namespaces)
+        ]
+        if not matching:
+            continue
+        loop = busiest_loop(matching[0])
         multiplications = sum(each.multiplies for each in loop)
         counts = {
             "instructions": len(loop),
