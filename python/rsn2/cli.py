@@ -1,6 +1,7 @@
 """The command line: ``rsn2 train``, ``experiment``, ``study``, ``report``, ``predict``, ``bench``, ``calibrate``."""
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ from rsn2.experiments.settings import OptimizerName, Precision
 from rsn2.nn.layer import TaskError
 from rsn2.sealed import CheckpointError
 from rsn2.training import TrainingError
-from rsn2_kernels import cpu_cost
+from rsn2_kernels import BackendError, cpu_cost
 
 _USER_ERRORS = (
     AllocationError,
+    BackendError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -409,6 +411,10 @@ def calibrate(
         file = out or cpu_cost.place()
         if file is None:
             raise RunError("RSN2_CPU_COSTS is empty, so that no file would be read: give --out.")
+        # Not after minutes of measuring.
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise RunError(f"{file} cannot be written.")
         console = Console(quiet=quiet)
         found = measure_costs(seconds, lambda name: runner.tell(console, f"{name} ..."))
         write_json(file, found)

@@ -73,6 +73,21 @@ def test_the_command_writes_what_the_choice_of_a_backend_reads(tmp_path: Path, m
     assert said.stdout.strip() == f"measured here, {file}"
 
 
+def test_nothing_is_measured_where_there_is_nothing_to_choose_or_no_place_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*args: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(calibrate, "_timed", measure)
+    done = CliRunner().invoke(app, ["calibrate", "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "cannot be written" in done.stderr
+    monkeypatch.setattr(calibrate.cpu, "unavailable", "it was not built")
+    done = CliRunner().invoke(app, ["calibrate", "--out", str(tmp_path / "costs.json")])
+    assert done.exit_code == 2 and "nothing to choose: it was not built" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("few")
 def test_out_names_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSN2_CPU_COSTS", "")

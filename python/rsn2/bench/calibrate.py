@@ -78,11 +78,11 @@ def calibrate(seconds: float = 0.04, tell: Callable[[str], None] = lambda name: 
         tell: called with the name of each of `cpu_cost.KINDS` before it is measured.
 
     Raises:
-        RuntimeError: if there are no C++ operators to choose; says why.
+        BackendError: if there are no C++ operators to choose; says why.
         MissingPackageError: if SciPy is not installed.
     """
     if cpu.unavailable is not None:
-        raise RuntimeError(f"there is nothing to choose: {cpu.unavailable}.")
+        raise rk.BackendError(f"there is nothing to choose: {cpu.unavailable}.")
     extras.load("scipy")
     machine.keep_memory()
     threads = torch.get_num_threads()
