@@ -33,8 +33,7 @@ void expand(const Context& context, const Csr<int32_t>& weight, const S* values,
   const int64_t work = weight.nnz + weight.rows * cols / kFillsPerWork;
   context.parallel.for_parts(weight.rows, work, [&](int64_t begin, int64_t end) {
     if (copies) {
-      return copies->expand({bit_mask(weight), as_copied(values), weight.nnz, begin, end, cols,
-                             as_copied(dense)});
+      return copies->expand({bit_mask(weight), as_copied(values), weight.nnz, begin, end, cols, as_copied(dense)});
     }
     for (int64_t row = begin; row < end; ++row) {
       S* const out = dense + row * cols;
@@ -54,8 +53,7 @@ void gather(const Context& context, const Csr<int32_t>& weight, const S* dense, 
   const BitCopies<C>* const copies = bit_copies<S>(context, weight);
   context.parallel.for_parts(weight.rows, weight.nnz, [&](int64_t begin, int64_t end) {
     if (copies) {
-      return copies->gather({bit_mask(weight), as_copied(dense), begin, end, cols,
-                             as_copied(values)});
+      return copies->gather({bit_mask(weight), as_copied(dense), begin, end, cols, as_copied(values)});
     }
     for (int64_t row = begin; row < end; ++row) {
       const S* const from = dense + row * cols;
