@@ -33,9 +33,11 @@ void multiply(const Product<T, I>& p) {
 
 #if defined(__AVX2__)
 const BitKernels bits = {
-    multiply_bits,
-    scatter_bits,
-    sample_bits,
+    [](const BitProduct& p) { p.nnz > kCachedValues ? multiply_bits<true>(p) : multiply_bits<false>(p); },
+    [](const BitScatter& p) { p.nnz > kCachedValues ? scatter_bits<true>(p) : scatter_bits<false>(p); },
+    [](const BitSample& p) {
+      p.mask.begin[p.row_end] - p.mask.begin[p.row_begin] > kCachedValues ? sample_bits<true>(p) : sample_bits<false>(p);
+    },
     {expand_bits<float>, gather_bits<float>},
     {expand_bits<uint16_t>, gather_bits<uint16_t>},
 };

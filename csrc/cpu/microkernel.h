@@ -11,18 +11,20 @@ namespace rsn2::cpu {
 
 // Where several positions stand side by side, a width is a multiple of one cache line; a single one has width 1.
 
-// out[(r - row_begin) * out_stride + q] = bias[r] + sum over k in [begin[r], begin[r + 1]) of
+// out[(r - row_begin) * out_stride + q] = bias[r] + sum over k in [begin[r], end[r]) of
 //     values[k] * panel[index[k] * index_scale + q]
 // for r in [row_begin, row_end), q in [0, width). The sum runs in the order of k for every q alone: a result
-// does not depend on where in the panel it stands, nor on what is computed beside it.
+// does not depend on where in the panel it stands, nor on what is computed beside it. With `resumed`, the sum goes on
+// from what out holds, with the bits of one that was not interrupted.
 //
 // T is the type of the sums, P that of what is multiplied: the same, or uint16_t for the bits of a bfloat16.
 template <class T, class I, class P = T>
 struct Product {
-  const int32_t* begin;
+  const int32_t *begin, *end;
   const I* index;
   const P* values;
   const T* bias;  // null: none
+  bool resumed;   // several positions alone
   int64_t row_begin, row_end;
   const P* panel;
   int64_t index_scale;
@@ -32,13 +34,14 @@ struct Product {
 };
 
 // out[k] += sum over q in [0, width) of rows[r * row_stride + q] * panel[index[k] * index_scale + q]
-// for k in [k_begin, k_end), where r is the row with begin[r] <= k < begin[r + 1]; the first is row_begin.
+// for k in [k_begin, k_end), where r is the row with begin[r] <= k < end[r], if there is one; no row before row_begin has
+// any of them.
 // Each k's sum has its own fixed order: it does not depend on k_begin and k_end.
 template <class T, class I, class P = T>
 struct SampledProduct {
-  const int32_t* begin;
+  const int32_t *begin, *end;
   const I* index;
-  int64_t row_begin;
+  int64_t row_begin, row_end;
   int64_t k_begin, k_end;
   const P* rows;
   int64_t row_stride;

@@ -29,6 +29,15 @@ struct PairSums {
   inline __attribute__((always_inline)) void start(float value) {
     for (int i = 0; i < kVectors; ++i) first[i] = second[i] = _mm512_set1_ps(value);
   }
+  inline __attribute__((always_inline)) void resume(const float* out) {
+    const __m512i lower = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+    const __m512i upper = _mm512_setr_epi32(4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < kVectors; ++i) {
+      const __m512 low = _mm512_loadu_ps(out + i * kLanes<P>), high = _mm512_loadu_ps(out + i * kLanes<P> + kLanes<float>);
+      first[i] = _mm512_permutex2var_ps(low, lower, high);
+      second[i] = _mm512_permutex2var_ps(low, upper, high);
+    }
+  }
   template <class I>
   inline __attribute__((always_inline)) void add(const P* value, const I* index, const P* panel, int64_t scale) {
     uint32_t both;

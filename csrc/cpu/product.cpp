@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include "buffer.h"
+#include "cut_rows.h"
 
 namespace rsn2::cpu {
 namespace {
@@ -33,18 +34,34 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
               data + panel * source.panel_elements());
 }
 
+// Parts into which rows are cut so that each reads features that stay in a core's cache. Only where an index counts
+// features: the offsets of a convolution need not ascend, and its panels are small.
+template <class P>
+int64_t feature_parts(const PanelSource<P>& x) {
+  const PanelShape shape = x.shape(0);
+  if (shape.width == 1 || shape.index_scale != shape.feature_stride) return 1;
+  return ceil_div(x.panel_elements() * static_cast<int64_t>(sizeof(P)), kCachedBytes);
+}
+
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
 template <class P, class I, class T>
-void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights, const PanelShape& shape, const P* data,
-                   int64_t row_begin, int64_t row_end, T* scratch, const PanelSink<T>& y, int64_t panel) {
+void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights, const CutRows<I>& cut,
+                   const PanelShape& shape, const P* data, int64_t row_begin, int64_t row_end, T* scratch,
+                   const PanelSink<T>& y, int64_t panel) {
   for (int64_t q = 0; q < shape.width; q += kWidthBlock) {
     const int64_t width = std::min(kWidthBlock, shape.width - q);
-    const int64_t rows = width == 1 ? kNarrowRowBlock : kRowBlock;
+    // A single position, which the last panel may have, is multiplied in one go. Of others, the more rows a part of the
+    // panel meets, the more seldom it is read into the cache.
+    const int64_t parts = width == 1 ? 1 : cut.parts();
+    const int64_t rows = width == 1 ? kNarrowRowBlock : parts == 1 ? kRowBlock : kRowBlock * kWidthBlock / width;
     for (int64_t r = row_begin; r < row_end; r += rows) {
       const int64_t r_end = std::min(r + rows, row_end);
-      kernels_for(kernels, P{}, I{})
-          .multiply({weights.begin, weights.index, as_copied(weights.values), weights.bias, r, r_end,
-                     as_copied(data + q), shape.index_scale, width, scratch, width});
+      for (int64_t part = 0; part < parts; ++part) {
+        const int32_t* const end = cut.end(part == parts - 1 ? cut.parts() - 1 : part);
+        kernels_for(kernels, P{}, I{})
+            .multiply({cut.begin(part), end, weights.index, as_copied(weights.values), weights.bias, part > 0, r, r_end,
+                       as_copied(data + q), shape.index_scale, width, scratch, width});
+      }
       y.store(panel, r, r_end, q, q + width, scratch, width);
     }
   }
@@ -59,10 +76,11 @@ void multiply(const Context& context, const SparseRows<P, I>& weights, const Pan
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
   const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
+  const CutRows<I> cut(parallel, weights.begin, weights.index, weights.rows, x.features(), feature_parts(x));
   const Buffer<P> packed(std::min(panels, slots) * x.panel_elements());
   const Buffer<AccumulatorOf<P>> scratch(slots * kRowBlock * kWidthBlock);
   const auto multiply_part = [&](int64_t panel, const P* data, int64_t part, int64_t parts, int64_t slot) {
-    multiply_rows(context.kernels, weights, x.shape(panel), data, split_rows(weights.begin, weights.rows, part, parts),
+    multiply_rows(context.kernels, weights, cut, x.shape(panel), data, split_rows(weights.begin, weights.rows, part, parts),
                   split_rows(weights.begin, weights.rows, part + 1, parts),
                   scratch.data() + slot * kRowBlock * kWidthBlock, y, panel);
   };
@@ -117,6 +135,7 @@ void sample(const Context& context, const SparseRows<P, I>& pattern, const Panel
   // One slot finds the panel it packed in its cache. Several share all panels, so that their caches help little:
   // packing more at a time costs memory but saves waiting for each other.
   const int64_t wave = std::min(panels, slots == 1 ? 1 : 4 * slots);
+  const CutRows<I> cut(parallel, pattern.begin, pattern.index, pattern.rows, x.features(), feature_parts(x));
   const Buffer<P> packed_x(wave * x.panel_elements());
   const Buffer<P> packed_dy(wave * dy.panel_elements());
   for (int64_t first = 0; first < panels; first += wave) {
@@ -133,13 +152,18 @@ void sample(const Context& context, const SparseRows<P, I>& pattern, const Panel
     parallel.for_each(slots, slots, [&](int64_t part, int64_t) {
       const int64_t k_begin = pattern.nnz * part / slots, k_end = pattern.nnz * (part + 1) / slots;
       if (k_begin == k_end) return;
-      const int64_t row = row_of(pattern.begin, pattern.rows, k_begin);
+      const int64_t row_begin = row_of(pattern.begin, pattern.rows, k_begin);
+      const int64_t row_end = row_of(pattern.begin, pattern.rows, k_end - 1) + 1;
       for (int64_t panel = 0; panel < count; ++panel) {
         const PanelShape shape = x.shape(first + panel);
-        kernels_for(context.kernels, P{}, I{})
-            .sample({pattern.begin, pattern.index, row, k_begin, k_end,
-                     as_copied(packed_dy.data() + panel * dy.panel_elements()), dy.shape(first + panel).feature_stride,
-                     as_copied(packed_x.data() + panel * x.panel_elements()), shape.index_scale, shape.width, dvalues});
+        for (int64_t part = 0; part < cut.parts(); ++part) {
+          kernels_for(context.kernels, P{}, I{})
+              .sample({cut.begin(part), cut.end(part), pattern.index, row_begin, row_end, k_begin, k_end,
+                       as_copied(packed_dy.data() + panel * dy.panel_elements()),
+                       dy.shape(first + panel).feature_stride,
+                       as_copied(packed_x.data() + panel * x.panel_elements()), shape.index_scale, shape.width,
+                       dvalues});
+        }
       }
     });
   }

@@ -239,6 +239,11 @@ const Problem kLinear[] = {
     linear_problem(200, 33, 50, 0.1), linear_problem(257, 9, 40, 0.4), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
     linear_problem(1, 70, 129, 0.4)};
 
+// Of panels that are read in parts, forwards and backwards.
+const Problem kInParts[] = {linear_problem(65, 40, 2500, 0.02), linear_problem(65, 2500, 40, 0.02)};
+// Of one position, with values enough that memory is asked for them ahead.
+const Problem kAhead = linear_problem(1, 1000, 1100, 0.5);
+
 // batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
 const Problem kConv[] = {
     {2, 1, 3, 5, 8, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 0.4},    // the usual one
@@ -380,6 +385,9 @@ void test_operators(const cpu::Microkernels& kernels) {
   std::mt19937 random(1);
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
+  for (const Problem& p : kInParts) expect_the_definition<S>(kernels, p, true, random);
+  // Its sums are too large for the integers of 16 bits.
+  if (sizeof(S) > 2) expect_the_definition<S>(kernels, kAhead, true, random);
   for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
   for (const bool together : {false, true}) {
     for (const bool with_words : {false, true}) {
@@ -387,8 +395,10 @@ void test_operators(const cpu::Microkernels& kernels) {
     }
   }
   expect_same_bits_by_words<S>(kernels, linear_problem(1, 130, 1000, 0.3), random);
+  expect_same_bits_by_words<S>(kernels, kAhead, random);
   expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
   expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
+  expect_same_bits<S>(kernels, linear_problem(70, 1500, 2500, 0.02), true, random);
   expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
 }
 

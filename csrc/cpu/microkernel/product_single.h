@@ -10,7 +10,7 @@ namespace {
 // A row on a single position, from its weight `done` on.
 template <class T, class I>
 inline __attribute__((always_inline)) void finish_single(const Product<T, I>& p, int64_t r, int64_t done, T sum) {
-  for (int64_t k = p.begin[r] + done; k < p.begin[r + 1]; ++k) {
+  for (int64_t k = p.begin[r] + done; k < p.end[r]; ++k) {
     sum = multiply_add(p.values[k], p.panel[p.index[k]], sum);
   }
   p.out[(r - p.row_begin) * p.out_stride] = sum;
@@ -70,7 +70,7 @@ __attribute__((noinline)) void multiply_quads(const Product<T, I>& p, const int3
   for (int i = 0; i < kRows; ++i) {
     const int32_t r = order[i];
     begin[i] = p.begin[r];
-    const int64_t count = p.begin[r + 1] - p.begin[r];
+    const int64_t count = p.end[r] - p.begin[r];
     common = count < common ? count : common;
     sum[i / 4][i % 4] = p.bias ? p.bias[r] : T{0};
   }

@@ -19,6 +19,9 @@ struct FloatSums {
   inline __attribute__((always_inline)) void start(T value) {
     for (int i = 0; i < kVectors; ++i) sum[i] = broadcast(value);
   }
+  inline __attribute__((always_inline)) void resume(const T* out) {
+    for (int i = 0; i < kVectors; ++i) sum[i] = load(out + i * kLanes<T>);
+  }
   template <class I>
   inline __attribute__((always_inline)) void add(const T* value, const I* index, const T* panel, int64_t scale) {
     const T* const feature = panel + *index * scale;
@@ -45,12 +48,23 @@ __attribute__((noinline)) int64_t multiply_rows(const Product<T, I, P>& p, int64
     int64_t common = INT32_MAX;
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const int32_t* const begin = p.begin + order[i];
-      value[i] = p.values + begin[0];
-      index[i] = p.index + begin[0];
-      const int64_t weights = begin[1] - begin[0];
+      const int64_t r = order[i], begin = p.begin[r], weights = p.end[r] - begin;
+      value[i] = p.values + begin;
+      index[i] = p.index + begin;
       common = weights < common ? weights : common;
-      sums[i].start(p.bias ? p.bias[order[i]] : T{0});
+      if (p.resumed) {
+        sums[i].resume(p.out + (r - p.row_begin) * p.out_stride + q);
+      } else {
+        sums[i].start(p.bias ? p.bias[r] : T{0});
+      }
+    }
+    if (done + 2 * kRows <= count) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const int64_t next = p.begin[order[i + kRows]];
+        ask_for<4>(p.values + next);
+        ask_for<3>(p.index + next);
+      }
     }
     int64_t j = 0;
     for (; j + kTogether <= common; j += kTogether) {
@@ -59,7 +73,7 @@ __attribute__((noinline)) int64_t multiply_rows(const Product<T, I, P>& p, int64
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const int64_t weights = p.begin[order[i] + 1] - p.begin[order[i]];
+      const int64_t weights = p.end[order[i]] - p.begin[order[i]];
       int64_t rest = j;
       for (; rest + kTogether <= weights; rest += kTogether) sums[i].add(value[i] + rest, index[i] + rest, panel, scale);
       if constexpr (kTogether > 1) {

@@ -19,9 +19,9 @@ constexpr Block kUnlike{256, 1 << 16}, kAlike{16, 1 << 13};
 struct Weights {
   int32_t least, most;
 
-  Weights(const int32_t* begin, int64_t count) : least(INT32_MAX), most(0) {
+  Weights(const int32_t* begin, const int32_t* end, int64_t count) : least(INT32_MAX), most(0) {
     for (int64_t i = 0; i < count; ++i) {
-      const int32_t weights = begin[i + 1] - begin[i];
+      const int32_t weights = end[i] - begin[i];
       least = weights < least ? weights : least;
       most = weights > most ? weights : most;
     }
@@ -36,21 +36,21 @@ struct Consecutive {
 };
 
 // Puts `count` rows from `first` on into order, those of most weights first, by up to 64 classes of their number.
-__attribute__((noinline)) void order_rows(const int32_t* begin, int64_t first, int64_t count, const Weights& range,
-                                          int32_t* order) {
+__attribute__((noinline)) void order_rows(const int32_t* begin, const int32_t* end, int64_t first, int64_t count,
+                                          const Weights& range, int32_t* order) {
   const int bits = 32 - __builtin_clz((range.most - range.least) | 1), shift = bits > 6 ? bits - 6 : 0;
   int32_t kind[kUnlike.rows];
-  for (int64_t i = 0; i < count; ++i) kind[i] = (range.most - (begin[first + i + 1] - begin[first + i])) >> shift;
+  for (int64_t i = 0; i < count; ++i) kind[i] = (range.most - (end[first + i] - begin[first + i])) >> shift;
   int32_t place[65] = {};
   for (int64_t i = 0; i < count; ++i) ++place[kind[i] + 1];
   for (int i = 1; i < 64; ++i) place[i] += place[i - 1];
   for (int64_t i = 0; i < count; ++i) order[place[kind[i]]++] = static_cast<int32_t>(first + i);
 }
 
-// How many rows from `first` on make a block.
-inline int64_t rows_of(const Block& block, const int32_t* begin, int64_t first, int64_t end) {
-  int64_t count = end - first < block.rows ? end - first : block.rows;
-  while (count > 8 && begin[first + count] - begin[first] > block.weights) count = (count + 1) / 2;
+// How many rows from `first` to `last` make a block.
+inline int64_t rows_of(const Block& block, const int32_t* begin, const int32_t* end, int64_t first, int64_t last) {
+  int64_t count = last - first < block.rows ? last - first : block.rows;
+  while (count > 8 && end[first + count - 1] - begin[first] > block.weights) count = (count + 1) / 2;
   return count;
 }
 
@@ -59,17 +59,17 @@ inline int64_t rows_of(const Block& block, const int32_t* begin, int64_t first, 
 template <int kLanes, class Product, class AsTheyAre, class Ordered>
 inline void in_blocks(const Product& p, const AsTheyAre& as_they_are, const Ordered& ordered) {
   for (int64_t first = p.row_begin; first < p.row_end;) {
-    int64_t count = rows_of(kUnlike, p.begin, first, p.row_end);
-    const Weights range(p.begin + first, count);
-    const bool alike = (range.most - range.least) * count <= p.begin[first + count] - p.begin[first];
+    int64_t count = rows_of(kUnlike, p.begin, p.end, first, p.row_end);
+    const Weights range(p.begin + first, p.end + first, count);
+    const bool alike = (range.most - range.least) * count <= p.end[first + count - 1] - p.begin[first];
     // Products of many positions have work enough in two rows, and lose more by an order than they wait without.
     if (p.width > 2 * kLanes || (p.width > 1 && alike)) {
       as_they_are(Consecutive{first}, count);
     } else {
-      if (alike) count = rows_of(kAlike, p.begin, first, p.row_end);
+      if (alike) count = rows_of(kAlike, p.begin, p.end, first, p.row_end);
       int32_t order[kUnlike.rows];
-      order_rows(p.begin, first, count, range, order);
-      ordered(static_cast<const int32_t*>(order), count, p.begin[first + count]);
+      order_rows(p.begin, p.end, first, count, range, order);
+      ordered(static_cast<const int32_t*>(order), count, p.end[first + count - 1]);
     }
     first += count;
   }

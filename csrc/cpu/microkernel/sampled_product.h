@@ -34,12 +34,17 @@ inline __attribute__((always_inline)) int fold(typename Lanes<T>::Vector* sums) 
 
 template <class T, class I, class P>
 void sample_wide(const SampledProduct<T, I, P>& p) {
-  int64_t r = p.row_begin;
-  for (int64_t k = p.k_begin; k < p.k_end;) {
-    while (p.begin[r + 1] <= k) ++r;
-    const int64_t row_end = p.begin[r + 1] < p.k_end ? p.begin[r + 1] : p.k_end;
+  for (int64_t r = p.row_begin; r < p.row_end; ++r) {
+    const int64_t first = p.begin[r] > p.k_begin ? p.begin[r] : p.k_begin;
+    const int64_t row_end = p.end[r] < p.k_end ? p.end[r] : p.k_end;
     const P* const row = p.rows + r * p.row_stride;
-    for (; k < row_end; k += kGroup) {
+    if (r + 1 < p.row_end) {
+      const int64_t next = p.begin[r + 1];
+      ask_for<4>(p.out + next);
+      ask_for<3>(p.index + next);
+      for (int64_t q = 0; q < p.width; q += kLanes<P>) ask_for<1>(row + p.row_stride + q);
+    }
+    for (int64_t k = first; k < row_end; k += kGroup) {
       const int count = row_end - k < kGroup ? static_cast<int>(row_end - k) : kGroup;
       const P* feature[kGroup];
       typename Lanes<T>::Vector sums[kGroup] = {};
@@ -54,18 +59,17 @@ void sample_wide(const SampledProduct<T, I, P>& p) {
       for (int i = 0; i < left; ++i) store(totals + i * kLanes<T>, sums[i]);
       for (int j = 0; j < count; ++j) p.out[k + j] += totals[j];
     }
-    k = row_end;
   }
 }
 
 // The sum of one product each: a row of the outer product of dy and x, where it is owned.
 template <class T, class I>
 void sample_one(const SampledProduct<T, I>& p) {
-  int64_t r = p.row_begin;
-  for (int64_t k = p.k_begin; k < p.k_end; ++r) {
-    const int64_t row_end = p.begin[r + 1] < p.k_end ? p.begin[r + 1] : p.k_end;
+  for (int64_t r = p.row_begin; r < p.row_end; ++r) {
+    const int64_t first = p.begin[r] > p.k_begin ? p.begin[r] : p.k_begin;
+    const int64_t row_end = p.end[r] < p.k_end ? p.end[r] : p.k_end;
     const T factor = p.rows[r * p.row_stride];
-    for (; k < row_end; ++k) p.out[k] = multiply_add(factor, p.panel[p.index[k]], p.out[k]);
+    for (int64_t k = first; k < row_end; ++k) p.out[k] = multiply_add(factor, p.panel[p.index[k]], p.out[k]);
   }
 }
 

@@ -23,6 +23,14 @@ inline void store(T* target, typename Lanes<T>::Vector value) {
   *reinterpret_cast<typename Lanes<T>::Unaligned*>(target) = value;
 }
 
+// Asks for lines that a loop comes to later: kLevel of the caches is to have them then.
+template <int kLines, int kLevel = 1, class T>
+inline void ask_for(const T* first) {
+  for (int line = 0; line < kLines; ++line) {
+    __builtin_prefetch(first + line * (64 / static_cast<int>(sizeof(T))), 0, 4 - kLevel);
+  }
+}
+
 // Subtracting zero changes no number, -0 included, so that it costs nothing.
 template <class T>
 inline typename Lanes<T>::Vector broadcast(T value) {
