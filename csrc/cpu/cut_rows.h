@@ -9,9 +9,6 @@
 
 namespace rsn2::cpu {
 
-// Bytes of a panel that stay in the second-level cache beside all that passes through it.
-inline constexpr int64_t kCachedBytes = 1 << 18;
-
 // Part p of row r is the weights k in [begin(p)[r], end(p)[r]): those of the p-th of `parts` equal ranges of features.
 template <class I>
 class CutRows {

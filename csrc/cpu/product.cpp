@@ -34,13 +34,17 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
               data + panel * source.panel_elements());
 }
 
+// Bytes of a panel that stay in the second-level cache beside all that passes through it. A sampled product reads longer
+// runs and pays more for a short row.
+constexpr int64_t kMultiplyBytes = 1 << 18, kSampleBytes = 1 << 19;
+
 // Parts into which rows are cut so that each reads features that stay in a core's cache. Only where an index counts
 // features: the offsets of a convolution need not ascend, and its panels are small.
 template <class P>
-int64_t feature_parts(const PanelSource<P>& x) {
+int64_t feature_parts(const PanelSource<P>& x, int64_t cached_bytes) {
   const PanelShape shape = x.shape(0);
   if (shape.width == 1 || shape.index_scale != shape.feature_stride) return 1;
-  return ceil_div(x.panel_elements() * static_cast<int64_t>(sizeof(P)), kCachedBytes);
+  return ceil_div(x.panel_elements() * static_cast<int64_t>(sizeof(P)), cached_bytes);
 }
 
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
@@ -76,7 +80,8 @@ void multiply(const Context& context, const SparseRows<P, I>& weights, const Pan
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
   const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
-  const CutRows<I> cut(parallel, weights.begin, weights.index, weights.rows, x.features(), feature_parts(x));
+  const CutRows<I> cut(parallel, weights.begin, weights.index, weights.rows, x.features(),
+                       feature_parts(x, kMultiplyBytes));
   const Buffer<P> packed(std::min(panels, slots) * x.panel_elements());
   const Buffer<AccumulatorOf<P>> scratch(slots * kRowBlock * kWidthBlock);
   const auto multiply_part = [&](int64_t panel, const P* data, int64_t part, int64_t parts, int64_t slot) {
@@ -135,7 +140,8 @@ void sample(const Context& context, const SparseRows<P, I>& pattern, const Panel
   // One slot finds the panel it packed in its cache. Several share all panels, so that their caches help little:
   // packing more at a time costs memory but saves waiting for each other.
   const int64_t wave = std::min(panels, slots == 1 ? 1 : 4 * slots);
-  const CutRows<I> cut(parallel, pattern.begin, pattern.index, pattern.rows, x.features(), feature_parts(x));
+  const CutRows<I> cut(parallel, pattern.begin, pattern.index, pattern.rows, x.features(),
+                       feature_parts(x, kSampleBytes));
   const Buffer<P> packed_x(wave * x.panel_elements());
   const Buffer<P> packed_dy(wave * dy.panel_elements());
   for (int64_t first = 0; first < panels; first += wave) {

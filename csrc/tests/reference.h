@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -68,16 +69,18 @@ struct Weight {
       }
       crow.push_back(static_cast<int32_t>(nnz()));
     }
-    crow_t.push_back(0);
-    for (int64_t c = 0; c < p.cols(); ++c) {
-      for (int64_t r = 0; r < p.all_rows(); ++r) {
-        for (int32_t k = crow[r]; k < crow[r + 1]; ++k) {
-          if (col[k] != c) continue;
-          row_t.push_back(static_cast<int32_t>(r));
-          perm.push_back(k);
-        }
+    crow_t.assign(p.cols() + 1, 0);
+    for (const int32_t c : col) ++crow_t[c + 1];
+    std::partial_sum(crow_t.begin(), crow_t.end(), crow_t.begin());
+    row_t.resize(nnz());
+    perm.resize(nnz());
+    std::vector<int32_t> next(crow_t.begin(), crow_t.end() - 1);
+    for (int64_t r = 0; r < p.all_rows(); ++r) {
+      for (int32_t k = crow[r]; k < crow[r + 1]; ++k) {
+        const int32_t place = next[col[k]]++;
+        row_t[place] = static_cast<int32_t>(r);
+        perm[place] = k;
       }
-      crow_t.push_back(static_cast<int32_t>(row_t.size()));
     }
   }
 };

@@ -11,6 +11,7 @@
 #include "../cpu/isa.h"
 #include "../cpu/linear.h"
 #include "expect.h"
+#include "numbers.h"
 #include "reference.h"
 
 namespace rsn2::test {
@@ -24,31 +25,6 @@ cpu::Parallel threads(int64_t count) {
     for (std::thread& worker : workers) worker.join();
   };
   return cpu::Parallel(count, run, 1);
-}
-
-template <class S>
-std::string type_name();
-template <>
-std::string type_name<float>() { return "float"; }
-template <>
-std::string type_name<double>() { return "double"; }
-template <>
-std::string type_name<cpu::Half>() { return "half"; }
-template <>
-std::string type_name<cpu::BFloat16>() { return "bfloat16"; }
-
-template <class S>
-S stored(double value) {
-  S out;
-  cpu::narrow(static_cast<cpu::AccumulatorOf<S>>(value), out);
-  return out;
-}
-
-template <class S>
-std::vector<S> stored(const std::vector<double>& values) {
-  std::vector<S> out;
-  for (const double value : values) out.push_back(stored<S>(value));
-  return out;
 }
 
 template <class S>
@@ -386,8 +362,6 @@ void test_operators(const cpu::Microkernels& kernels) {
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
   for (const Problem& p : kInParts) expect_the_definition<S>(kernels, p, true, random);
-  // Its sums are too large for the integers of 16 bits.
-  if (sizeof(S) > 2) expect_the_definition<S>(kernels, kAhead, true, random);
   for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
   for (const bool together : {false, true}) {
     for (const bool with_words : {false, true}) {
@@ -395,49 +369,14 @@ void test_operators(const cpu::Microkernels& kernels) {
     }
   }
   expect_same_bits_by_words<S>(kernels, linear_problem(1, 130, 1000, 0.3), random);
-  expect_same_bits_by_words<S>(kernels, kAhead, random);
+  if (std::is_same_v<S, float>) {  // to which all others are widened
+    expect_the_definition<S>(kernels, kAhead, true, random);
+    expect_same_bits_by_words<S>(kernels, kAhead, random);
+  }
   expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
   expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
   expect_same_bits<S>(kernels, linear_problem(70, 1500, 2500, 0.02), true, random);
   expect_same_bits<S>(kernels, {20, 2, 8, 9, 20, 21, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 0.3}, false, random);
-}
-
-// The value a half's bits stand for, from the format's definition.
-double half_value(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  const double magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
-                           : exponent == 0 ? std::ldexp(mantissa, -24)
-                                           : std::ldexp(1024 + mantissa, exponent - 25);
-  return bits >> 15 ? -magnitude : magnitude;
-}
-
-double bfloat16_value(uint16_t bits) { return cpu::widen(cpu::BFloat16{bits}); }
-
-// narrow() at every representable number, between it and the next, and just beside that midpoint.
-template <class S>
-void test_rounding(double (*value)(uint16_t), uint16_t infinity) {
-  bool widens = true, exact = true, ties = true, nearest = true, nan = true;
-  for (uint32_t i = 0; i < 0x10000; ++i) {
-    const uint16_t bits = static_cast<uint16_t>(i), magnitude = bits & 0x7FFF;
-    const double here = value(bits);
-    if (magnitude > infinity) {
-      nan = nan && std::isnan(cpu::widen(S{bits})) && std::isnan(value(stored<S>(here).bits));
-      continue;
-    }
-    widens = widens && cpu::widen(S{bits}) == here && std::signbit(cpu::widen(S{bits})) == std::signbit(here);
-    exact = exact && stored<S>(here).bits == bits;
-    if (magnitude + 1 >= infinity) continue;
-    const float middle = static_cast<float>((here + value(bits + 1)) / 2);
-    ties = ties && stored<S>(middle).bits == (bits % 2 ? bits + 1 : bits);
-    nearest = nearest && stored<S>(std::nextafterf(middle, 0)).bits == bits &&
-              stored<S>(std::nextafterf(middle, middle * 2)).bits == bits + 1;
-  }
-  expect(widens, type_name<S>() + ": widening is exact");
-  expect(exact, type_name<S>() + ": narrowing a representable number is exact");
-  expect(ties, type_name<S>() + ": a tie rounds to even");
-  expect(nearest, type_name<S>() + ": narrowing rounds to the nearest");
-  expect(nan, type_name<S>() + ": NaN stays NaN");
-  expect(stored<S>(3.4e38).bits == infinity, type_name<S>() + ": overflow is infinity");
 }
 
 // A row is its bias, to the bit, where it has no weights, or an even or odd number of them times -0.
@@ -475,8 +414,6 @@ void test_row_split() {
 
 int main() {
   using namespace rsn2;
-  test::test_rounding<cpu::Half>(test::half_value, 0x7C00);
-  test::test_rounding<cpu::BFloat16>(test::bfloat16_value, 0x7F80);
   test::test_row_split();
   for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
     test::test_negative_zero<float>(*kernels);

@@ -47,20 +47,20 @@ def test_the_core_compiles_for_arm_and_keeps_its_promises_there(compiler: str, t
     options = ["-DRSN2_BUILD_TESTS=ON"]
     if not NATIVE:
         options += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
-    targets = ["test_cpu"]
-    links = compiler != "zig"
-    if not links:
+    targets = programs = ["test_rounding", "test_cpu"]
+    if compiler == "zig":
         # It would build its C and C++ libraries first, which takes minutes; so not even CMake's own trials link.
         environment["CXXFLAGS"] = "-c"
         options += ["-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY", "-DCMAKE_HAVE_LIBC_PTHREAD=ON"]
-        targets = ["rsn2_microkernel_baseline", "rsn2_cpu_core"]
+        targets, programs = ["rsn2_microkernel_baseline", "rsn2_cpu_core"], []
     build = tmp_path / "build"
     commands = [
         ["cmake", "-S", str(ROOT), "-B", str(build), *options],
         ["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1), "--target", *targets],
     ]
-    if links and (NATIVE or EMULATOR):
-        commands.append([*([EMULATOR] if EMULATOR and not NATIVE else []), str(build / "csrc" / "tests" / "test_cpu")])
+    if NATIVE or EMULATOR:
+        emulator = [EMULATOR] if EMULATOR and not NATIVE else []
+        commands += [[*emulator, str(build / "csrc" / "tests" / program)] for program in programs]
     for command in commands:
         done = subprocess.run(
             command, env=environment, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

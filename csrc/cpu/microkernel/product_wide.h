@@ -40,6 +40,8 @@ __attribute__((noinline)) int64_t multiply_rows(const Product<T, I, P>& p, int64
   constexpr int kTogether = Sums::kTogether;
   const P* const panel = p.panel + q;
   const int64_t scale = p.index_scale;
+  // Where a row's weights do not follow those of the row before, the processor does not foresee them.
+  const bool apart = p.end != p.begin + 1;
   int64_t done = 0;
   for (; done + kRows <= count; done += kRows, order = order + kRows) {
     Sums sums[kRows];
@@ -58,7 +60,7 @@ __attribute__((noinline)) int64_t multiply_rows(const Product<T, I, P>& p, int64
         sums[i].start(p.bias ? p.bias[r] : T{0});
       }
     }
-    if (done + 2 * kRows <= count) {
+    if (apart && done + 2 * kRows <= count) {
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         const int64_t next = p.begin[order[i + kRows]];

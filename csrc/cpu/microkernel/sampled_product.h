@@ -34,11 +34,12 @@ inline __attribute__((always_inline)) int fold(typename Lanes<T>::Vector* sums) 
 
 template <class T, class I, class P>
 void sample_wide(const SampledProduct<T, I, P>& p) {
+  const bool apart = p.end != p.begin + 1;  // as for multiply_rows
   for (int64_t r = p.row_begin; r < p.row_end; ++r) {
     const int64_t first = p.begin[r] > p.k_begin ? p.begin[r] : p.k_begin;
     const int64_t row_end = p.end[r] < p.k_end ? p.end[r] : p.k_end;
     const P* const row = p.rows + r * p.row_stride;
-    if (r + 1 < p.row_end) {
+    if (apart && r + 1 < p.row_end) {
       const int64_t next = p.begin[r + 1];
       ask_for<4>(p.out + next);
       ask_for<3>(p.index + next);
