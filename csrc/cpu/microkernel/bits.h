@@ -140,6 +140,7 @@ constexpr int kBitRows = 4;
 
 // Values beyond which memory is asked ahead: fewer are in a cache, where asking costs more than it saves.
 constexpr int64_t kCachedValues = 1 << 19;
+// How far ahead gradients are asked for: later than memory answers, and few enough for the second-level cache.
 constexpr int64_t kResultsAhead = 1024;
 
 // Runs rows(r, count, edge) as for_rows does, for kBitRows rows at a time (a constant) or one.
