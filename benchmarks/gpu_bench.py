@@ -102,19 +102,24 @@ class Bench:
             self.synchronize()
             estimates.append((time.perf_counter() - start) / repeats)
         rounds = 2 if self.dry else max(16, min(100, int(self.seconds / max(estimates))))
-        timed = self._by_host if self.dry or eager else self._by_device
-        samples = timed(candidates, rounds)
+        if self.dry or eager:
+            samples = self._by_host(candidates, rounds)
+        else:
+            samples = self._by_device(candidates, rounds, sum(estimates))
         spread = 0.0
         for times in samples.values():
             low, middle, high = statistics.quantiles(times, n=4)
             spread = max(spread, (high - low) / middle)
         return {name: statistics.median(times) for name, times in samples.items()}, spread
 
-    def _by_device(self, candidates: dict[str, Sequence[Call]], rounds: int) -> dict[str, list[float]]:
+    def _by_device(
+        self, candidates: dict[str, Sequence[Call]], rounds: int, round_seconds: float
+    ) -> dict[str, list[float]]:
         samples: dict[str, list[float]] = {name: [] for name in candidates}
+        # The launches of some rounds gather behind a pause, of cycles at most 2 GHz: the device never waits for the host.
+        pause = 2e9 * max(5e-3, 1.5 * 8 * round_seconds)
         for first in range(0, rounds, 8):
-            # The launches of some rounds gather behind a pause: the device never waits for the host.
-            torch.cuda._sleep(100_000_000)
+            torch.cuda._sleep(int(pause))
             events = []
             for number in range(first, min(first + 8, rounds)):
                 for name, calls in candidates.items():

@@ -1,55 +1,58 @@
 """Compact: the owned positions of a weight in as few bits as a small-batch product can read at full speed.
 
 With a small batch a product takes as long as the bytes of its weight take to arrive, so what counts is the bits per
-position of the matrix. A row is cut into segments of 256 columns; one pointer per segment says where its values begin.
-Within a segment, a weight is either one byte, its column there, or one bit of a bitmap: bytes cost 8 bits per owned
-weight, the bitmap 1 bit per position, and the cheaper of the two is taken (bytes below density 1/8).
+owned weight. Eight neighbouring ones, in the order of the values, are an octet: 16 bits say where its first one stands,
+a byte each how many columns further the others do. Where they are further than a byte tells, or of two rows, the
+columns of the pattern are read instead.
+
+A bitmap would take fewer bits above density 1/8, and was slower: the values that a thread meets in its part of a bitmap
+are no whole load, and how many it meets differs from thread to thread (docs/gpu.md).
 """
 
 from typing import NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rsn2_kernels.csr import CsrIndex, row_of_each_value
 
 SEGMENT = 256
-"""Columns of a segment: as many as one byte tells apart."""
+"""Columns of a segment: a product takes its weights up to where one of them begins."""
 
-WORD_BITS = 32
-_WORDS = SEGMENT // WORD_BITS
+OCTET = 8
+"""Weights of an octet."""
 
 
 class Compact(NamedTuple):
-    """The index tensors of a compact weight, of one matrix or of several stacked.
+    """The index tensors of a compact weight, of one matrix or of several stacked; beside them the pattern's columns.
 
     Attributes:
         starts: int32 ``[stacks * rows * segments + 1]``; where the values of each segment of each row begin.
-        positions: uint8 ``[nnz]``, the column of each value within its segment; or int32
-            ``[stacks * rows * segments * 8]``, where bit ``c % 32`` of word ``c // 32`` of a row tells whether column c
-            is owned, 0 past the last column.
+        bases: int16 ``[octets]``; the last 16 bits of the column of each octet's first weight.
+        offsets: uint8 ``[octets * 8]``; how many columns further each weight stands, 0 for the first of an octet, and
+            for what fills up the last one. In an octet whose columns are not told, the first is not 0.
     """
 
     starts: Tensor
-    positions: Tensor
+    bases: Tensor
+    offsets: Tensor
 
     @classmethod
     def of(cls, weight: CsrIndex) -> Self:
         """The compact form of a pattern or group, on its device, without waiting for the device."""
         rows, cols = weight.shape
         segments = segments_per_row(cols)
-        cells = weight.stacks * rows * segments
         column = weight.col
         segment = row_of_each_value(weight.crow, column).to(torch.int64) * segments + column // SEGMENT
-        bounds = torch.arange(cells + 1, device=column.device)
+        bounds = torch.arange(weight.stacks * rows * segments + 1, device=column.device)
         starts = torch.searchsorted(segment, bounds, out_int32=True)
-        if takes_bytes(weight):
-            return cls(starts, (column % SEGMENT).to(torch.uint8))
-        words = torch.zeros(cells * _WORDS, dtype=torch.int32, device=column.device)
-        word = segment * _WORDS + column % SEGMENT // WORD_BITS
-        bit = torch.ones_like(column) << (column % WORD_BITS)
-        # Different bits: their sum is their union, in any order.
-        return cls(starts, words.index_add_(0, word, bit))
+        filled = F.pad(column, (0, -weight.nnz % OCTET), value=-1).view(-1, OCTET)
+        bases = filled[:, :1]
+        offsets = torch.where(filled < 0, 0, filled - bases)
+        far = ((offsets < 0) | (offsets >= 256)).any(1)
+        offsets[:, 0] = far
+        return cls(starts, bases.flatten().to(torch.int16), offsets.to(torch.uint8).flatten())
 
 
 def segments_per_row(cols: int) -> int:
@@ -57,15 +60,8 @@ def segments_per_row(cols: int) -> int:
     return -(-cols // SEGMENT)
 
 
-def takes_bytes(weight: CsrIndex) -> bool:
-    """Whether a byte per owned weight is less than a bit per position."""
-    rows, cols = weight.shape
-    return 8 * weight.nnz < weight.stacks * rows * segments_per_row(cols) * SEGMENT
-
-
 def compact_bits(weight: CsrIndex, value_bits: int = 16) -> float:
     """Bits that a product reads per position of the matrices, those of the values included."""
     rows, cols = weight.shape
-    cells = weight.stacks * rows * segments_per_row(cols)
-    positions = 8 * weight.nnz if takes_bytes(weight) else cells * SEGMENT
-    return (value_bits * weight.nnz + positions + 32 * (cells + 1)) / (weight.stacks * rows * cols)
+    of_rows = 2 * 32 * weight.stacks * rows
+    return ((value_bits + 8 + 16 / OCTET) * weight.nnz + of_rows) / (weight.stacks * rows * cols)

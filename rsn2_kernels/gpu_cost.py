@@ -1,6 +1,7 @@
 """Predicted seconds of one product on an NVIDIA GPU: bytes over bandwidth plus operations over rate.
 
-The constants are those of an H200. What decides between backends is their ratio, which differs less from chip to chip.
+The constants are those of an H200, fitted to what `results/gpu-check.json` and `results/gpu-tuning.json` hold, which a
+test compares with what is predicted. What decides between backends is their ratio, which differs less from chip to chip.
 """
 
 from typing import NamedTuple
@@ -11,26 +12,34 @@ from rsn2_kernels.compact import compact_bits
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.plan import Survey, traffic
 
-# Measured on an H200: a copy moves 4.3 TB/s, and the vendor's bf16 product of large matrices runs at 790 TFLOP/s. The
-# float32 rate is the vendor's figure, not measured here.
+# A copy, and the vendor's products of large matrices.
 _BYTES_PER_SECOND = 4.3e12
-_FLOPS_PER_SECOND = {torch.bfloat16: 790e12, torch.float16: 790e12, torch.float32: 67e12}
+_FLOPS_PER_SECOND = {torch.bfloat16: 820e12, torch.float16: 790e12, torch.float32: 51e12}
 # A launch in a stream that is never empty.
 _SECONDS_PER_LAUNCH = 3e-6
-# Rate of the kernels over that of the vendor's library on the same work, for windows of 128 rows. No GPU has run them
-# yet: an assumption, to be replaced by what the GPU check measures.
-_SHARE_OF_DENSE = 0.6
+# Expanding a weight: packed values and columns read, dense ones written; and the same window by window.
+_EXPANDED_BYTES_PER_SECOND = 2.8e12
+_EXPANDED_WINDOWS_BYTES_PER_SECOND = 2.2e12
+# Rate of the kernels that skip over that of the vendor's library on the same work, for windows of 128 rows. In float32
+# it has not been measured.
+_SHARE_OF_DENSE = 0.8
+# However few columns of the batch there are, each window goes over its condensed columns, so many at a step.
+_STEP = 64
+_SECONDS_PER_STEP = 0.4e-6
 
-# The kernels for small batches, by counting the cycles of shared memory that they need at 1.75 GHz on 132
-# multiprocessors; no GPU has run them yet. They are assumed to read at this share of a copy's rate, ...
-_SHARE_OF_COPY = 0.7
-# ... to look up x for so many owned weights a second, up to 4 rows of the batch at a time, ...
-_LOOKUPS_PER_SECOND = 1.8e12
-# ... or on the tensor cores to clear and multiply tiles of so many positions, and to scatter so many owned weights.
-_TILE_POSITIONS_PER_SECOND = 6.5e12
-_SCATTERED_PER_SECOND = 3e12
-# where a warp's own products, which all chips since 8.0 have, run at this many operations a second.
-_TILE_FLOPS_PER_SECOND = 300e12
+# The kernels for small batches: a launch and what precedes the first weight, x for each of its columns and rows, ...
+_SECONDS_BEFORE = 5e-6
+_SECONDS_PER_ELEMENT = 2.5e-10
+# ... then reading the weight, or multiplying it with several rows.
+_COMPACT_BYTES_PER_SECOND = 3.6e12
+_PRODUCTS_PER_SECOND = 6.4e12
+# With a task per row, rows of the batch share nothing; half of that rate is what was measured.
+_GROUPED_BYTES_PER_SECOND = 1.8e12
+# On the tensor cores: before, positions cleared and read, owned weights scattered, operations of the products.
+_SECONDS_BEFORE_TILES = 11e-6
+_TILE_POSITIONS_PER_SECOND = 3.6e12
+_SCATTERED_PER_SECOND = 0.8e12
+_TILE_FLOPS_PER_SECOND = 210e12
 _ROWS_PER_TILE = 128
 
 DTYPES = tuple(_FLOPS_PER_SECOND)
@@ -83,9 +92,10 @@ def dense_seconds(visits: Visits, batch: int, dtype: torch.dtype, launches: int 
         launches: kernels that run.
     """
     weights = visits.stacks * visits.rows * visits.cols
-    elements = visits.nnz + 2 * weights + visits.operands * batch
-    moved = elements * dtype.itemsize + visits.nnz * 4
-    return _seconds(launches, moved, 2 * weights * batch / _FLOPS_PER_SECOND[dtype])
+    expanded = (visits.nnz + weights) * dtype.itemsize + 4 * visits.nnz
+    moved = (weights + visits.operands * batch) * dtype.itemsize
+    product = max(2 * weights * batch / _FLOPS_PER_SECOND[dtype], moved / _BYTES_PER_SECOND)
+    return launches * _SECONDS_PER_LAUNCH + expanded / _EXPANDED_BYTES_PER_SECOND + product
 
 
 def visiting_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_major: bool = False) -> float:
@@ -97,12 +107,15 @@ def visiting_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_maj
         dtype: one of DTYPES.
         feature_major: whether the operand has its layout already.
     """
+    # Each visited position is written once, and has a bit and its share of a start.
+    expanded = (visits.nnz + visits.visited) * dtype.itemsize + visits.visited / 4
     laid_out = 0 if feature_major else 2 * visits.stacks * visits.cols / visits.taps * batch
-    # Each visited position is written once and read at least once, and has a bit and its share of a start.
-    elements = visits.nnz + 2 * visits.visited + laid_out + visits.operands * batch
-    moved = elements * dtype.itemsize + visits.visited / 4
+    moved = (laid_out + visits.operands * batch) * dtype.itemsize
     rate = _FLOPS_PER_SECOND[dtype] * _SHARE_OF_DENSE * traffic(128) / traffic(visits.height)
-    return _seconds(2 if feature_major else 3, moved, 2 * visits.visited * batch / rate)
+    steps = visits.visited / (visits.stacks * visits.rows * _STEP)
+    product = max(2 * visits.visited * batch / rate, steps * _SECONDS_PER_STEP)
+    launching = (2 if feature_major else 3) * _SECONDS_PER_LAUNCH
+    return launching + expanded / _EXPANDED_WINDOWS_BYTES_PER_SECOND + moved / _BYTES_PER_SECOND + product
 
 
 def compact_seconds(weight: CsrIndex, batch: int, dtype: torch.dtype, grouped: bool) -> float:
@@ -115,23 +128,17 @@ def compact_seconds(weight: CsrIndex, batch: int, dtype: torch.dtype, grouped: b
         grouped: whether each row has its own task.
     """
     rows, cols = weight.shape
+    positions = rows * cols
     # Each row of a grouped batch reads its own matrix.
-    share = 1 / weight.stacks if grouped else 1
-    nnz, positions = share * weight.nnz, share * weight.stacks * rows * cols
-    bits = compact_bits(weight, 8 * dtype.itemsize)
-    tiles = not grouped and dtype.itemsize == 2 and batch > 8
-    if tiles:
+    nnz = weight.nnz / weight.stacks
+    moved = positions * compact_bits(weight, 8 * dtype.itemsize) / 8
+    if grouped:
+        return _SECONDS_BEFORE + cols * _SECONDS_PER_ELEMENT + batch * moved / _GROUPED_BYTES_PER_SECOND
+    if dtype.itemsize == 2 and batch > 8:
         readings = -(-batch // _ROWS_PER_TILE)
-        computing = readings * (positions / _TILE_POSITIONS_PER_SECOND + nnz / _SCATTERED_PER_SECOND)
-        computing += 2 * positions * batch / _TILE_FLOPS_PER_SECOND
-    else:
-        at_a_time = 1 if grouped else 8
-        readings = -(-batch // at_a_time)
-        lookups = readings if grouped or batch == 1 else -(-batch * dtype.itemsize // 8)
-        computing = lookups * nnz / _LOOKUPS_PER_SECOND
-    moved = readings * positions * bits / 8 / _SHARE_OF_COPY + batch * (rows + cols) * dtype.itemsize
-    return max(_seconds(1, moved, 0.0), _seconds(1, 0.0, computing))
-
-
-def _seconds(launches: int, moved: float, computing: float) -> float:
-    return launches * _SECONDS_PER_LAUNCH + moved / _BYTES_PER_SECOND + computing
+        reading = _SECONDS_BEFORE_TILES + positions / _TILE_POSITIONS_PER_SECOND + nnz / _SCATTERED_PER_SECOND
+        return readings * reading + 2 * positions * batch / _TILE_FLOPS_PER_SECOND
+    readings = -(-batch // 8)
+    each = batch / max(readings, 1)
+    products = max(moved / _COMPACT_BYTES_PER_SECOND, each * nnz / _PRODUCTS_PER_SECOND)
+    return readings * (_SECONDS_BEFORE + each * cols * _SECONDS_PER_ELEMENT + products)

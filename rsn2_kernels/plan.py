@@ -37,7 +37,7 @@ ALIGNMENT = 16
 WORD = 32
 _TALLEST = HEIGHTS[-1]
 # Columns of the other operand that one program of the product holds, for the traffic per operation in `traffic`.
-_ACROSS = 256
+_ACROSS = 128
 
 
 class Plan(NamedTuple):
@@ -233,10 +233,11 @@ class Survey:
 
 
 def traffic(height: int) -> float:
-    """Operand elements that a tile of ``height`` by 256 reads per multiplication: what bounds a tile that is too low.
+    """Operand elements that a tile of ``height`` by 128 reads per multiplication: what bounds a tile that is too low.
 
-    A step over k reads ``(height + 256) k`` elements for ``256 height k`` multiplications. Dense libraries hold
-    128 x 256; lower tiles meet the bandwidth of the second-level cache before the rate of the tensor cores.
+    A step over k reads ``(height + 128) k`` elements for ``128 height k`` multiplications, through the second-level
+    cache. On an H200, windows of 64, 32 and 16 rows took 1.4, 2.4 and 4.4 times as long per visited position as those
+    of 128; this says 1.5, 2.5 and 4.5.
     """
     return 1 / height + 1 / _ACROSS
 

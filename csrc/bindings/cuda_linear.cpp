@@ -19,13 +19,18 @@ using torch::stable::Tensor;
 
 bool aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
 
-// A contiguous vector that begins at a multiple of 16 bytes. An empty one begins nowhere.
+// A contiguous vector.
 void check_vector(const char* op, const char* name, const Tensor& tensor, ScalarType type, int64_t size) {
   STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size && tensor.is_contiguous(), op, ": expected ", name,
                   " contiguous, of ", size, " elements");
   STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": expected ", name, " of dtype ", type, ", got ",
                   tensor.scalar_type());
-  STD_TORCH_CHECK(size == 0 || aligned(tensor), op, ": expected ", name, " to begin at a multiple of 16 bytes");
+}
+
+// One that is read 16 bytes at a time. An empty one begins nowhere.
+void check_aligned(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.numel() == 0 || aligned(tensor), op, ": expected ", name,
+                  " to begin at a multiple of 16 bytes");
 }
 
 void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
@@ -39,9 +44,14 @@ int checked_size(const char* op, const char* name, int64_t size) {
   return static_cast<int>(size);
 }
 
+// The index tensors of a compact weight.
+struct Index {
+  Tensor columns, starts, bases, offsets;
+};
+
 template <class T>
-cuda::CompactWeight<T> compact_weight(const char* op, const Tensor& x, const Tensor& values, const Tensor& starts,
-                                      const Tensor& positions, int64_t stacks, int64_t rows) {
+cuda::CompactWeight<T> compact_weight(const char* op, const Tensor& x, const Tensor& values, const Index& index,
+                                      int64_t stacks, int64_t rows) {
   cuda::CompactWeight<T> weight{};
   weight.stacks = checked_size(op, "tasks", stacks);
   weight.rows = checked_size(op, "rows", rows);
@@ -50,23 +60,24 @@ cuda::CompactWeight<T> compact_weight(const char* op, const Tensor& x, const Ten
   weight.nnz = values.size(0);
   STD_TORCH_CHECK(weight.nnz <= std::numeric_limits<int32_t>::max(), op, ": expected at most 2^31 - 1 values, got ",
                   weight.nnz);
-  const int64_t cells = stacks * rows * weight.segments;
+  const int64_t octets = (weight.nnz + cuda::kOctet - 1) / cuda::kOctet;
   check_vector(op, "values", values, x.scalar_type(), weight.nnz);
-  check_vector(op, "starts", starts, ScalarType::Int, cells + 1);
+  check_vector(op, "columns", index.columns, ScalarType::Int, weight.nnz);
+  check_vector(op, "starts", index.starts, ScalarType::Int, stacks * rows * weight.segments + 1);
+  check_vector(op, "bases", index.bases, ScalarType::Short, octets);
+  check_vector(op, "offsets", index.offsets, ScalarType::Byte, octets * cuda::kOctet);
+  check_aligned(op, "values", values);
+  check_aligned(op, "offsets", index.offsets);
   weight.values = static_cast<const T*>(values.const_data_ptr());
-  weight.starts = static_cast<const int32_t*>(starts.const_data_ptr());
-  // Bytes of nothing could not be told from bits by their pointer.
-  static const uint8_t no_bytes[8] = {};
-  if (positions.scalar_type() == ScalarType::Byte) {
-    check_vector(op, "positions", positions, ScalarType::Byte, weight.nnz);
-    weight.bytes = weight.nnz > 0 ? static_cast<const uint8_t*>(positions.const_data_ptr()) : no_bytes;
-  } else {
-    check_vector(op, "positions", positions, ScalarType::Int, cells * (cuda::kSegment / 32));
-    weight.bits = static_cast<const uint32_t*>(positions.const_data_ptr());
-  }
-  for (const auto& [name, tensor] : {std::pair{"values", values}, {"starts", starts}, {"positions", positions}}) {
-    check_device(op, name, tensor, x);
-  }
+  weight.columns = static_cast<const int32_t*>(index.columns.const_data_ptr());
+  weight.starts = static_cast<const int32_t*>(index.starts.const_data_ptr());
+  weight.bases = static_cast<const uint16_t*>(index.bases.const_data_ptr());
+  weight.offsets = static_cast<const uint8_t*>(index.offsets.const_data_ptr());
+  check_device(op, "values", values, x);
+  check_device(op, "columns", index.columns, x);
+  check_device(op, "starts", index.starts, x);
+  check_device(op, "bases", index.bases, x);
+  check_device(op, "offsets", index.offsets, x);
   return weight;
 }
 
@@ -78,13 +89,12 @@ cuda::Activation activation_of(const char* op, int64_t code) {
 // The product but for its result; `biases` [stacks * rows] in all.
 template <class T>
 cuda::Product<T> product_of(const char* op, const Tensor& x, const Tensor& values, const std::optional<Tensor>& biases,
-                            const Tensor& starts, const Tensor& positions, int64_t stacks, int64_t rows,
-                            int64_t activation) {
+                            const Index& index, int64_t stacks, int64_t rows, int64_t activation) {
   STD_TORCH_CHECK(x.dim() == 2, op, ": expected x of 2 dimensions, got ", x.dim());
   STD_TORCH_CHECK(x.numel() == 0 || (x.stride(1) == 1 && (x.size(0) <= 1 || x.stride(0) % 8 == 0) && aligned(x)), op,
                   ": expected rows of x that begin at multiples of 8 elements and 16 bytes, and have no gaps");
   cuda::Product<T> product{};
-  product.weight = compact_weight<T>(op, x, values, starts, positions, stacks, rows);
+  product.weight = compact_weight<T>(op, x, values, index, stacks, rows);
   product.x = static_cast<const T*>(x.const_data_ptr());
   product.x_stride = x.stride(0);
   product.batch = x.size(0) == 0 ? 0 : checked_size(op, "the rows of x", x.size(0));
@@ -109,13 +119,14 @@ void with_type(const char* op, ScalarType type, const Body& body) {
   }
 }
 
-Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor starts, Tensor positions, int64_t rows,
-              int64_t activation) {
+Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor columns, Tensor starts, Tensor bases,
+              Tensor offsets, int64_t rows, int64_t activation) {
   const char* const op = "rsn2_cuda::linear";
+  const Index index{columns, starts, bases, offsets};
   Tensor y;
   with_type(op, x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    cuda::Product<T> product = product_of<T>(op, x, values, bias, starts, positions, 1, rows, activation);
+    cuda::Product<T> product = product_of<T>(op, x, values, bias, index, 1, rows, activation);
     const DeviceOf guard(x);
     y = torch::stable::new_empty(x, {x.size(0), rows});
     product.y = static_cast<T*>(y.mutable_data_ptr());
@@ -135,13 +146,14 @@ Tensor linear(Tensor x, Tensor values, std::optional<Tensor> bias, Tensor starts
   return y;
 }
 
-Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor starts,
-                      Tensor positions, int64_t tasks, int64_t rows) {
+Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor columns,
+                      Tensor starts, Tensor bases, Tensor offsets, int64_t tasks, int64_t rows) {
   const char* const op = "rsn2_cuda::grouped_linear";
+  const Index index{columns, starts, bases, offsets};
   Tensor y;
   with_type(op, x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    cuda::Product<T> product = product_of<T>(op, x, values, biases, starts, positions, tasks, rows, 0);
+    cuda::Product<T> product = product_of<T>(op, x, values, biases, index, tasks, rows, 0);
     STD_TORCH_CHECK(task_of_row.dim() == 1 && task_of_row.size(0) == x.size(0) && task_of_row.is_contiguous() &&
                         task_of_row.scalar_type() == ScalarType::Long,
                     op, ": expected task_of_row contiguous, int64, of ", x.size(0), " elements");
@@ -159,10 +171,10 @@ Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY(rsn2_cuda, m) {
-  m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor starts, Tensor positions, int rows, int activation) -> "
-        "Tensor");
-  m.def("grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor task_of_row, Tensor starts, Tensor positions, "
-        "int tasks, int rows) -> Tensor");
+  m.def("linear(Tensor x, Tensor values, Tensor? bias, Tensor columns, Tensor starts, Tensor bases, Tensor offsets, "
+        "int rows, int activation) -> Tensor");
+  m.def("grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor task_of_row, Tensor columns, Tensor starts, "
+        "Tensor bases, Tensor offsets, int tasks, int rows) -> Tensor");
 }
 
 #ifdef RSN2_EMULATED

@@ -5,16 +5,20 @@
 
 namespace rsn2::cuda {
 
-// Columns of a segment: as many as one byte tells apart.
+// Columns of a segment.
 inline constexpr int kSegment = 256;
+// Weights of an octet.
+inline constexpr int kOctet = 8;
 
 // One matrix, or several stacked ones of one shape. Everything is on the device.
 template <class T>
 struct CompactWeight {
-  const T* values;        // [nnz], aligned to 16 bytes
-  const int32_t* starts;  // [stacks * rows * segments + 1]
-  const uint8_t* bytes;   // [nnz], aligned to 8 bytes; nullptr if the columns are told by bits
-  const uint32_t* bits;   // [stacks * rows * segments * 8], aligned to 16 bytes; nullptr if by bytes
+  const T* values;         // [nnz], aligned to 16 bytes
+  const int32_t* columns;  // [nnz]
+  const int32_t* starts;   // [stacks * rows * segments + 1]
+  const uint16_t* bases;   // [octets]; the last 16 bits of the column of each octet's first weight
+  const uint8_t* offsets;  // [octets * kOctet], aligned to 16 bytes; how many columns further the weights of an octet
+                           // are, where its first one is 0; else only `columns` tells
   int64_t nnz;
   int stacks;
   int rows;

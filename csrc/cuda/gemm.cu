@@ -5,7 +5,6 @@
 // warps divide the columns of a segment, so that each part of the tile is read once; their sums are added in the order
 // of the warps. Reading and scattering scale with the owned weights, clearing and multiplying with the tile.
 #include <algorithm>
-#include <type_traits>
 
 #include "epilogue.h"
 #include "linear.h"
@@ -18,7 +17,7 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRowsPerWarp = kTileRows / kWarps;  // that one warp scatters
-constexpr int kRowsAtOnce = 8;                    // whose loads are in flight together
+constexpr int kAtOnce = 8;                        // loads of a lane that are in flight together
 constexpr int kSumThreads = 256;
 // Elements from one row in shared memory to the next: eight rows of a matrix load start in different banks.
 constexpr int kPitch = kSegment + 8;
@@ -33,9 +32,11 @@ struct Tiles {
   T* x;
 };
 
-// Where the owned weights of one segment of a tile's rows are, by bytes. Each warp brings some of the rows.
-template <class T>
-struct ByBytes {
+// Where the owned weights of one segment of a tile's rows are. Each warp brings some of the rows, kTurns times as many
+// weights of each as it has lanes, and what is left of a row after it.
+template <class T, int kTurns>
+struct Owned {
+  static constexpr int kRowsAtOnce = kAtOnce / kTurns;
   int32_t bound;  // lanes 2 r and 2 r + 1: where row r of the warp begins and ends
 
   // `cell` is this segment of the tile's first row, and `rows` are the rows of the tile that exist.
@@ -53,26 +54,31 @@ struct ByBytes {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int group = 0; group < kRowsPerWarp; group += kRowsAtOnce) {
-      T values[kRowsAtOnce];
-      int columns[kRowsAtOnce];
+      T values[kAtOnce];
+      int columns[kAtOnce];
       // All rows' first weights are on their way before any is waited for.
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        const uint32_t k = begin(group + r) + lane;
-        columns[r] = -1;
-        if (k < end(group + r)) {
-          values[r] = weight.values[k];
-          columns[r] = weight.bytes[k];
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int r = group + i / kTurns;
+        const uint32_t k = begin(r) + i % kTurns * kWarp + lane;
+        columns[i] = -1;
+        if (k < end(r)) {
+          values[i] = weight.values[k];
+          columns[i] = weight.columns[k];
         }
       }
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        T* const row = tile + (threadIdx.x / kWarp * kRowsPerWarp + group + r) * kPitch;
-        if (columns[r] >= 0) row[columns[r]] = values[r];
-        const uint32_t last = end(group + r);
+      for (int i = 0; i < kAtOnce; ++i) {
+        T* const row = tile + (threadIdx.x / kWarp * kRowsPerWarp + group + i / kTurns) * kPitch;
+        if (columns[i] >= 0) row[columns[i] % kSegment] = values[i];
+      }
+#pragma unroll
+      for (int r = group; r < group + kRowsAtOnce; ++r) {
+        T* const row = tile + (threadIdx.x / kWarp * kRowsPerWarp + r) * kPitch;
+        const uint32_t last = end(r);
 #pragma unroll 2
-        for (uint32_t k = begin(group + r) + kWarp + lane; k < last; k += kWarp) {
-          row[weight.bytes[k]] = weight.values[k];
+        for (uint32_t k = begin(r) + kTurns * kWarp + lane; k < last; k += kWarp) {
+          row[weight.columns[k] % kSegment] = weight.values[k];
         }
       }
     }
@@ -83,67 +89,9 @@ struct ByBytes {
   __device__ __forceinline__ uint32_t end(int row) const { return __shfl_sync(0xFFFFFFFFu, bound, 2 * row + 1); }
 };
 
-// The same by bits: each lane takes a word of a row.
-template <class T>
-struct ByBits {
-  static constexpr int kWords = kSegment / 32;      // of a row
-  static constexpr int kTogether = kWarp / kWords;  // rows
-  static constexpr int kSteps = kRowsPerWarp / kTogether;
-  uint32_t words[kSteps];
-  uint32_t starts[kSteps];
-
-  __device__ __forceinline__ void load(const CompactWeight<T>& weight, int64_t cell, int rows) {
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      const int64_t at = cell + row_of(i) * static_cast<int64_t>(weight.segments);
-      words[i] = row_of(i) < rows ? weight.bits[at * kWords + threadIdx.x % kWords] : 0;
-      starts[i] = row_of(i) < rows ? weight.starts[at] : 0;
-    }
-  }
-
-  __device__ __forceinline__ void scatter(T* tile, const CompactWeight<T>& weight) const {
-    const int of_row = threadIdx.x % kWords;
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      // Each word begins behind the ones of the words before it.
-      int before = __popc(words[i]);
-#pragma unroll
-      for (int step = 1; step < kWords; step *= 2) {
-        const int other = __shfl_up_sync(0xFFFFFFFFu, before, step, kWords);
-        if (of_row >= step) before += other;
-      }
-      uint32_t word = __brev(words[i]);
-      const T* from = weight.values + (starts[i] + before - __popc(word));
-      T* const columns = tile + row_of(i) * kPitch + of_row * 32;
-      while (word != 0) {
-        // Four loads on their way before the first is waited for.
-        T values[4];
-        const int left = __popc(word);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (j < left) values[j] = from[j];
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int bit = __clz(static_cast<int>(word | 1));
-          if (j < left) columns[bit] = values[j];
-          word &= ~(0x80000000u >> bit);
-        }
-        from += 4;
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ static int row_of(int step) {
-    return threadIdx.x / kWarp * kRowsPerWarp + step * kTogether + threadIdx.x % kWarp / kWords;
-  }
-};
-
 // Starts the copies of one segment of rows [row, row + kBatch) of x; 0 past the batch and the columns.
 template <class T, int kBatch>
 __device__ __forceinline__ void copy_x(T* tile, const Product<T>& product, int row, int first_column) {
-  constexpr int kOctet = 8;
   constexpr int kOctets = kSegment / kOctet;
 #pragma unroll 4
   for (int i = threadIdx.x; i < kBatch * kOctets; i += kThreads) {
@@ -157,7 +105,7 @@ __device__ __forceinline__ void copy_x(T* tile, const Product<T>& product, int r
 }
 
 // Block (x, y, z): rows x * kTileRows on, batch rows y * kBatch on, part z of the segments.
-template <class T, int kBatch, bool kBytes>
+template <class T, int kBatch, int kTurns>
 __global__ __launch_bounds__(kThreads, blocks_of(kBatch)) void multiply_tiles_kernel(Product<T> product, int splits,
                                                                                      float* partial) {
   // With few batch rows all warps divide the columns; with more, some of them divide the rows, so that a warp's sums
@@ -190,7 +138,7 @@ __global__ __launch_bounds__(kThreads, blocks_of(kBatch)) void multiply_tiles_ke
 
   float sums[kHigh][kWide][4] = {};
   // Where the weights are is asked for one segment ahead.
-  std::conditional_t<kBytes, ByBytes<T>, ByBits<T>> owned;
+  Owned<T, kTurns> owned;
   owned.load(weight, cell_of(first), first < last ? rows : 0);
   for (int segment = first; segment < last; ++segment) {
     uint4* const words = reinterpret_cast<uint4*>(tiles.weight);
@@ -271,11 +219,11 @@ __global__ __launch_bounds__(kSumThreads) void add_parts_kernel(const float* par
   y[i] = finished(sum, epilogue, i % rows);
 }
 
-template <class T, int kBatch, bool kBytes>
+template <class T, int kBatch, int kTurns>
 void launch_tiles(const Product<T>& product, int splits, float* partial, cudaStream_t stream) {
   const dim3 grid((product.weight.rows + kTileRows - 1) / kTileRows, (product.batch + kBatch - 1) / kBatch, splits);
   const size_t shared = (kTileRows + kBatch) * kPitch * sizeof(T);
-  launch(&multiply_tiles_kernel<T, kBatch, kBytes>, grid, dim3(kThreads), shared, stream, product, splits, partial);
+  launch(&multiply_tiles_kernel<T, kBatch, kTurns>, grid, dim3(kThreads), shared, stream, product, splits, partial);
   if (splits == 1) return;
   const int64_t size = static_cast<int64_t>(product.batch) * product.weight.rows;
   launch(&add_parts_kernel<T>, dim3((size + kSumThreads - 1) / kSumThreads), dim3(kSumThreads), 0, stream,
@@ -284,10 +232,12 @@ void launch_tiles(const Product<T>& product, int splits, float* partial, cudaStr
 
 template <class T, int kBatch>
 void launch_tiles(const Product<T>& product, int splits, float* partial, cudaStream_t stream) {
-  if (product.weight.bytes) {
-    launch_tiles<T, kBatch, true>(product, splits, partial, stream);
+  const int64_t cells = int64_t{product.weight.rows} * product.weight.segments;
+  // Two turns where the mean row of a tile has more weights than a warp has lanes, or nearly so.
+  if (product.weight.nnz > cells * (kWarp - 6)) {
+    launch_tiles<T, kBatch, 2>(product, splits, partial, stream);
   } else {
-    launch_tiles<T, kBatch, false>(product, splits, partial, stream);
+    launch_tiles<T, kBatch, 1>(product, splits, partial, stream);
   }
 }
 

@@ -1,20 +1,18 @@
-// Small-batch products on the ordinary cores: a team of threads per row of the weight, x in shared memory.
-//
-// A weight is read once, in one of two ways: by_bytes.h, by_bits.h.
+// Small-batch products on the ordinary cores: a team of threads per row of the weight, eight weights each at a time, x
+// in shared memory.
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
 
-#include "by_bits.h"
-#include "by_bytes.h"
 #include "epilogue.h"
 #include "linear.h"
+#include "octets.h"
 
 namespace rsn2::cuda {
 namespace {
 
-// Bytes of x in shared memory, where the GPU has as much: two blocks fit on a multiprocessor of an H100. Less than 256
-// segments.
+// Bytes of x in shared memory, where the GPU has as much: two blocks fit on a multiprocessor of an H100. Less than 2^16
+// columns.
 constexpr size_t kMostCells = 112 * 1024;
 constexpr size_t kReserved = 1024;  // shared memory that CUDA takes for itself, per block
 
@@ -27,8 +25,61 @@ struct Layout {
   int rows;            // of the weight, per block
   int row_blocks;
   int chunk_segments;
-  int lane_bits;       // of Places
-  int chunk_cells;     // columns of a chunk, in whole slices of all lanes
+};
+
+// The weights of a row that stand in a chunk of x.
+struct Span {
+  uint32_t begin = 0, end = 0;
+};
+
+// Products with one row after the other. The next weights are on their way while others are multiplied.
+template <class T, int N>
+class Reader {
+ public:
+  __device__ __forceinline__ Reader(const CompactWeight<T>& weight, int member, int team)
+      : weight_(weight), member_(member), apart_(kOctet * team) {}
+
+  // The first weights of a row, which multiply() takes next.
+  __device__ __forceinline__ void load(const Span& row) { load(row, first_of(row)); }
+
+  // Adds this thread's share of the products of a row; the row after it is `next`.
+  __device__ __forceinline__ void multiply(float (&sum)[N], const Span& row, const Span& next, const Cell<T, N>* x,
+                                           int first_column) {
+    uint32_t first = first_of(row);
+    if (first >= row.end) load(next);
+    while (first < row.end) {
+      Octet<T> held[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) held[i] = ahead_[i];
+      const uint32_t following = first + kTogether * apart_;
+      const bool same_row = following < row.end;
+      load({0, same_row ? row.end : next.end}, same_row ? following : first_of(next));
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i, first += apart_) {
+        if (first < row.end) add_octet(sum, held[i], weight_, first, row.begin, row.end, x, first_column);
+      }
+    }
+  }
+
+ private:
+  // Octets of a thread that are multiplied, and as many that are on their way, as far as the registers go.
+  static constexpr int kTogether = sizeof(T) > 2 || N > 4 ? 1 : 2;
+
+  __device__ __forceinline__ uint32_t first_of(const Span& row) const {
+    return row.begin / kOctet * kOctet + kOctet * member_;
+  }
+
+  __device__ __forceinline__ void load(const Span& row, uint32_t first) {
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (first + i * apart_ < row.end) ahead_[i].load(weight_, first + i * apart_);
+    }
+  }
+
+  const CompactWeight<T>& weight_;
+  int member_;
+  uint32_t apart_;  // from one octet of a thread to the next
+  Octet<T> ahead_[kTogether];
 };
 
 // Of N sums of each lane, keeps one: lane l that of l % N, over the N lanes that differ in the last digits of l.
@@ -58,7 +109,7 @@ __device__ __forceinline__ float sum_over(float (&sum)[N], int lanes) {
 // Block b * row_blocks + r: rows r * layout.rows on of the weight, times rows b * N to b * N + N - 1 of the batch.
 //
 // The second bound is said because, left alone, the compiler spills registers for blocks that shared memory rules out.
-template <class T, int N, bool kBytes>
+template <class T, int N>
 __global__ __launch_bounds__(kVectorThreads, blocks_of(N * sizeof(T))) void multiply_vectors_kernel(
     Product<T> product, const int64_t* task_of_row, Layout layout) {
   RSN2_SHARED_MEMORY(shared);
@@ -80,8 +131,7 @@ __global__ __launch_bounds__(kVectorThreads, blocks_of(N * sizeof(T))) void mult
 
   Cell<T, N>* const cells = reinterpret_cast<Cell<T, N>*>(shared);
   // [row of the block][warp of the team][N]
-  float* const sums = reinterpret_cast<float*>(cells + layout.chunk_cells);
-  const Places places{layout.lane_bits};
+  float* const sums = reinterpret_cast<float*>(cells + layout.chunk_segments * kSegment);
   const int lanes = min(layout.team, kWarp);
   const int warps = max(layout.team / kWarp, 1);
   const int member = threadIdx.x & (layout.team - 1);
@@ -91,27 +141,24 @@ __global__ __launch_bounds__(kVectorThreads, blocks_of(N * sizeof(T))) void mult
   for (int first = 0; first < segments; first += layout.chunk_segments) {
     const int last = min(first + layout.chunk_segments, segments);
     const auto span = [&](int row) {
-      const int64_t cell = (stack * weight.rows + first_row + min(row, rows - 1)) * segments + first;
-      return Span{cell, row < rows ? last - first : 0};
+      if (row >= rows) return Span{0, 0};
+      const int32_t* const starts = weight.starts + (stack * weight.rows + first_row + row) * segments;
+      return Span{static_cast<uint32_t>(starts[first]), static_cast<uint32_t>(starts[last])};
     };
-    auto reader = [&] {
-      if constexpr (kBytes) {
-        return ByBytes<T, N>(weight, member, layout.team);
-      } else {
-        return ByBits<T, N>(weight, member, layout.team, places);
-      }
-    }();
     const int own_row = threadIdx.x / layout.team;
-    reader.announce(span(own_row));
-    reader.announce(span(own_row + teams));
+    // Where a row's weights are is asked for two rows ahead.
+    Span now = span(own_row), next = span(own_row + teams);
+    Reader<T, N> reader(weight, member, layout.team);
+    reader.load(now);
     if (first > 0) __syncthreads();  // the chunk before is read no more
-    stage<T, N, kBytes>(cells, product, batch_row, first, last, places);
-    reader.load(span(own_row));
+    stage(cells, product, batch_row, first, last);
     __syncthreads();
     for (int row = own_row; row < layout.rows; row += teams) {
-      reader.announce(span(row + 2 * teams));
+      const Span later = span(row + 2 * teams);
       float sum[N] = {};
-      reader.multiply(sum, span(row), span(row + teams), cells);
+      reader.multiply(sum, now, next, cells, first * kSegment);
+      now = next;
+      next = later;
       __syncwarp();
       const float of_warp = sum_over<N>(sum, lanes);
       if (member % kWarp < N) {
@@ -132,33 +179,18 @@ __global__ __launch_bounds__(kVectorThreads, blocks_of(N * sizeof(T))) void mult
   }
 }
 
-template <class T, int N, bool kBytes>
-void launch_vectors(const Product<T>& product, const int64_t* task_of_row, const VectorShape& shape,
-                    cudaStream_t stream) {
-  const CompactWeight<T>& weight = product.weight;
-  int lane_bits = 0;
-  while (!kBytes && 2 << lane_bits <= std::min(shape.team, kWarp)) ++lane_bits;
-  const int lanes = 1 << lane_bits;
-  const int rows = kVectorThreads / shape.team * shape.passes;
-  const int slices = (shape.chunk_segments * kSlices + lanes - 1) / lanes * lanes;
-  const int row_blocks = (weight.rows + rows - 1) / rows;
-  const Layout layout{shape.team, rows, row_blocks, shape.chunk_segments, lane_bits, slices * kSlice};
-  const int warps = std::max(shape.team / kWarp, 1);
-  const size_t shared = layout.chunk_cells * sizeof(Cell<T, N>) + sizeof(float) * rows * warps * N;
-  const int64_t blocks = int64_t{row_blocks} * ((product.batch + N - 1) / N);
-  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("a product of too many rows for one launch");
-  launch(&multiply_vectors_kernel<T, N, kBytes>, dim3(static_cast<unsigned>(blocks)), dim3(kVectorThreads), shared,
-         stream, product, task_of_row, layout);
-}
-
 template <class T, int N>
 void launch_vectors(const Product<T>& product, const int64_t* task_of_row, const VectorShape& shape,
                     cudaStream_t stream) {
-  if (product.weight.bytes) {
-    launch_vectors<T, N, true>(product, task_of_row, shape, stream);
-  } else {
-    launch_vectors<T, N, false>(product, task_of_row, shape, stream);
-  }
+  const int rows = kVectorThreads / shape.team * shape.passes;
+  const int row_blocks = (product.weight.rows + rows - 1) / rows;
+  const Layout layout{shape.team, rows, row_blocks, shape.chunk_segments};
+  const int warps = std::max(shape.team / kWarp, 1);
+  const size_t shared = shape.chunk_segments * kSegment * sizeof(Cell<T, N>) + sizeof(float) * rows * warps * N;
+  const int64_t blocks = int64_t{row_blocks} * ((product.batch + N - 1) / N);
+  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("a product of too many rows for one launch");
+  launch(&multiply_vectors_kernel<T, N>, dim3(static_cast<unsigned>(blocks)), dim3(kVectorThreads), shared, stream,
+         product, task_of_row, layout);
 }
 
 }  // namespace
@@ -174,7 +206,7 @@ VectorShape vector_shape(const CompactWeight<T>& weight, int batch, bool grouped
 
   // As many threads per row as have something to load; a whole warp is enough, unless the GPU would stay idle.
   const int64_t all_rows = int64_t{weight.stacks} * weight.rows;
-  const int64_t loads = weight.bytes ? weight.nnz / (all_rows * kOctet) : int64_t{weight.segments} * kSlices;
+  const int64_t loads = weight.nnz / (all_rows * kOctet);
   shape.team = std::max(4, shape.batch_block);
   const auto wants_more = [&] {
     const int64_t threads = int64_t{weight.rows} * batch_blocks * shape.team;
@@ -186,9 +218,7 @@ VectorShape vector_shape(const CompactWeight<T>& weight, int batch, bool grouped
   constexpr int kMostPasses = 8;
   const size_t cell = std::max<size_t>(4, shape.batch_block * sizeof(T));
   const size_t sums = sizeof(float) * kVectorThreads / std::min(shape.team, kWarp) * kMostPasses * shape.batch_block;
-  // Slices are laid out for whole warps.
-  const size_t spare = sums + cell * kSlice * kWarp;
-  const size_t room = std::min(kMostCells, device.shared_bytes > spare ? device.shared_bytes - spare : 0);
+  const size_t room = std::min(kMostCells, device.shared_bytes > sums ? device.shared_bytes - sums : 0);
   const int most_segments = std::max<int>(1, static_cast<int>(room / (cell * kSegment)));
   const int chunks = (weight.segments + most_segments - 1) / most_segments;
   shape.chunk_segments = (weight.segments + chunks - 1) / chunks;

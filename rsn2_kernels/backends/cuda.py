@@ -88,7 +88,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activat
     rows = index[0].shape[0] - 1
     bias = None if bias is None else bias.contiguous()
     code = ACTIVATIONS.index(activation)
-    result: Tensor = _native.linear(_batch_major(x), _packed(values), bias, *_compact(index), rows, code)
+    result: Tensor = _native.linear(_batch_major(x), _packed(values), bias, *_compact(index, 1), rows, code)
     return result
 
 
@@ -108,7 +108,7 @@ def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Inde
     biases = None if biases is None else biases.contiguous()
     task_of_row = index[0].contiguous()
     result: Tensor = _native.grouped_linear(
-        _batch_major(x), _packed(values), biases, task_of_row, *_compact(index), tasks, rows
+        _batch_major(x), _packed(values), biases, task_of_row, *_compact(index, 2), tasks, rows
     )
     return result
 
@@ -123,9 +123,9 @@ def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> T
     return dense.grouped_linear_dvalues(dy, x, _plain(index), tasks)
 
 
-def _compact(index: Index) -> Compact:
-    """The compact form, behind the tensors that every backend gets."""
-    return Compact(*index[-len(Compact._fields) :])
+def _compact(index: Index, columns: int) -> list[Tensor]:
+    """The pattern's columns, which stand at a place of the index, and the compact form, behind what every backend gets."""
+    return [index[columns], *index[-len(Compact._fields) :]]
 
 
 def _plain(index: Index) -> Index:

@@ -11,7 +11,7 @@ from rsn2_kernels import dispatch
 from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
-from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, empty_matrix, in_one_dtype
+from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype
 from rsn2_kernels.ops.operator import Operator
 from rsn2_kernels.pattern import SparsePattern
 
@@ -152,7 +152,7 @@ def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Ind
 def _grouped_linear_fake(
     x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str
 ) -> Tensor:
-    return empty_matrix(x, x.shape[0], (index[1].shape[0] - 1) // tasks, backend)
+    return x.new_empty(x.shape[0], (index[1].shape[0] - 1) // tasks)
 
 
 def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
@@ -160,7 +160,7 @@ def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, bac
 
 
 def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
-    return empty_matrix(dy, dy.shape[0], columns(index[1:]) // tasks, backend)
+    return dy.new_empty(dy.shape[0], columns(index[1:]) // tasks)
 
 
 def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:

@@ -180,12 +180,12 @@ def test_biases_in_one_tensor_or_several_are_the_same(backend: str) -> None:
 
 
 def test_the_operator_itself_takes_biases_of_any_strides(backend: str) -> None:
-    """`rk.grouped_linear` hands contiguous ones over; another caller may not."""
+    """`rk.grouped_linear` hands contiguous ones over; another caller may not. cuBLAS may then round otherwise."""
     tasks = Tasks(backend)
     index = [tasks.task_of_row, *dispatch.index(backend, PatternGroup.of(tasks.ps), with_columns=True)]
     biases = laid_out(torch.stack(tasks.biases).detach(), "reversed")
     y = torch.ops.rsn2.grouped_linear(tasks.x, torch.cat(tasks.vs), biases, index, 3, backend)
-    assert torch.equal(y, tasks.call(backend))
+    torch.testing.assert_close(y, tasks.call(backend))
 
 
 def test_the_same_call_gives_the_same_bits(backend: str) -> None:

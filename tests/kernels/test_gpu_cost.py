@@ -164,7 +164,7 @@ def test_small_batches_read_the_compact_weight_and_large_ones_do_not(density: fl
 def test_a_step_that_trains_is_judged_with_its_gradients() -> None:
     """Which the cuda backend leaves to dense: blocks, which triton skips in all three products, it trains on triton."""
     pattern = rk.SparsePattern.from_mask(in_blocks(SIZE, SIZE, 64, 0.05))
-    serving, training = (rk.explain("linear", pattern, 16, DTYPE, "cuda", training=each) for each in (False, True))
+    serving, training = (rk.explain("linear", pattern, 4, DTYPE, "cuda", training=each) for each in (False, True))
     assert (serving.backend, training.backend) == ("cuda", "triton")
     assert training.seconds["cuda"] > serving.seconds["cuda"]
     assert training.seconds["triton"] == serving.seconds["triton"]

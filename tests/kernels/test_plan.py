@@ -236,8 +236,8 @@ def test_a_convolution_visits_whole_runs(mask: Tensor) -> None:
 @given(mask=masks)
 def test_the_height_chosen_moves_the_fewest_operand_elements_and_is_the_tallest_of_equals(mask: Tensor) -> None:
     survey = survey_of(mask)
-    # A step over one condensed column reads a window's rows and 256 of the batch, for as many products.
-    moved = {height: visited_by(mask, height) * (height + 256) / (height * 256) for height in HEIGHTS}
+    # A step over one condensed column reads a window's rows and 128 of the batch, for as many products.
+    moved = {height: visited_by(mask, height) * (height + 128) / (height * 128) for height in HEIGHTS}
     least = min(moved.values())
     assert survey.height == max(height for height in HEIGHTS if moved[height] == pytest.approx(least, rel=1e-12))
     assert Plan.build(survey).height == survey.height

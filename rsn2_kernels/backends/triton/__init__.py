@@ -153,11 +153,13 @@ def _grouped(
     without_task: float,
 ) -> Tensor:
     batch = x.shape[0]
-    block = gemm.tiling(x.dtype, plan.height, -(-batch // tasks), plain=False).block
+    block = gemm.tiling(x.dtype, plan.height, -(-batch // tasks), plain=True).block
     groups = layout.group_rows(index[0], tasks, block)
-    x_t = layout.sorted_by_task(x, groups)
-    y = gemm.multiply(x_t, values.contiguous(), biases, plan, rows, batch, groups=groups, without_task=without_task)
-    return y.t()
+    y = gemm.multiply(
+        layout.sorted_by_task(x, groups), values.contiguous(), biases, plan, rows, groups.slots, groups=groups,
+        without_task=without_task,
+    )  # fmt: skip
+    return layout.in_batch_order(y, groups, batch)
 
 
 def _plan(index: Index) -> Plan:

@@ -16,7 +16,14 @@ from torch import Tensor
 from rsn2_kernels.backends.triton.bitmap import owned_position
 from rsn2_kernels.backends.triton.expansion import expand_tiles
 from rsn2_kernels.backends.triton.gemm import activated, precision
-from rsn2_kernels.backends.triton.schedule import BLOCKS_TOGETHER, added, empty_parts, part_of, window_and_block
+from rsn2_kernels.backends.triton.schedule import (
+    BLOCKS_TOGETHER,
+    MULTIPROCESSORS,
+    added,
+    empty_parts,
+    part_of,
+    window_and_block,
+)
 from rsn2_kernels.backends.triton.sddmm import most_registers
 from rsn2_kernels.geometry import ConvGeometry, Pair
 from rsn2_kernels.plan import ROWS_TOGETHER, RUNS, Plan
@@ -29,11 +36,11 @@ class _Tiling(NamedTuple):
 
 
 def _tiling(dtype: torch.dtype, height: int) -> _Tiling:
-    """Pixels per program, so few that two or three programs share a multiprocessor: their loops are short."""
-    warps = 8 if height >= 64 else 4
+    """Pixels per program, so few that several programs share a multiprocessor: their loops are short."""
     if dtype.itemsize > 2:
-        return _Tiling(32 if height > 64 else 64, warps, 2)
-    return _Tiling(128, warps, 3)
+        return _Tiling(32 if height > 64 else 64, 8 if height >= 64 else 4, 2)
+    # Measured on an H200 for windows of 64 rows (docs/gpu.md).
+    return _Tiling(128, 8, 3) if height > 64 else _Tiling(64, 4, 2)
 
 
 def convolve(
@@ -96,7 +103,7 @@ def sample_conv(dy: Tensor, x: Tensor, nnz: int, plan: Plan, geometry: ConvGeome
     images, height, width, channels = x.shape
     pixels = images * dy.shape[1] * dy.shape[2]
     rows = dy.shape[3] // geometry.groups
-    dvalues = empty_parts(x, nnz, plan.chunks, pixels)
+    dvalues = empty_parts(x, nnz, plan.chunks, pixels, 2 * MULTIPROCESSORS)
     narrow = x.dtype.itemsize == 2
     if plan.chunks:
         _sample_conv[(plan.chunks, dvalues.shape[0])](

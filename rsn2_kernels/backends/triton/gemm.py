@@ -29,18 +29,16 @@ class Tiling(NamedTuple):
 def tiling(dtype: torch.dtype, height: int, batch: int, plain: bool) -> Tiling:
     """The tiles of a product: as wide as the batch and the registers allow, which the compile tests check.
 
-    16-bit tiles hold at most 128 x 256 float32 sums in 256 threads, 128 registers each; half of it where erf, the
-    tasks of a grouped product or unaligned results (not ``plain``) take registers too. float32 without TF32 runs on the
-    ordinary cores, where 64 columns do.
+    Of 16-bit tiles, 128 x 128 float32 sums in three stages are 96 KiB: two programs share a multiprocessor of compute
+    capability 9.0. Measured on an H200, that was faster than 128 x 256 sums or more stages, which leave room for one
+    (docs/gpu.md). float32 without TF32 runs on the ordinary cores, where 64 columns do, or half of it where erf or
+    unaligned results (not ``plain``) take registers too.
     """
     wide = dtype.itemsize > 2
-    largest = (64 if wide else 256) // (1 if plain else 2)
+    largest = 128 if not wide else 64 if plain else 32
     block = min(largest, max(16, triton.next_power_of_2(batch)))
-    warps = 8 if height * block >= (64 * 128 if wide else 64 * 256) else 4
-    # The rows to load are loaded themselves: the compiler spends half of the stages on them. With four, two programs
-    # of windows of 64 rows share the 227 KiB of a multiprocessor (compute capability 9.0: 80 KiB each).
-    stages = 3 if wide else 4 if height <= 64 else 5
-    return Tiling(block, 32 if wide else 64, warps, stages)
+    warps = 8 if height * block >= (64 * 128 if wide else 128 * 128 if not plain else 128 * 256) else 4
+    return Tiling(block, 32 if wide else 64, warps, 3)
 
 
 def multiply(
@@ -62,28 +60,27 @@ def multiply(
         bias: ``[stacks, rows]`` or None.
         plan: of the weight; one stack without ``groups``, one per task with them.
         rows: of the weight.
-        batch: columns of the result.
+        batch: columns of the result; all slots, with ``groups``.
         activation: "none", "relu" or "gelu" (with erf).
-        groups: which task each block of slots belongs to, and which column of the result each slot is.
-        without_task: what stands in the columns of rows that have no task.
+        groups: which task each block of slots belongs to.
+        without_task: what stands in the columns of slots that have no task.
 
     Returns:
         ``[rows, batch]``.
     """
     slots = x.shape[1]
     y = x.new_empty(rows, batch)
+    # Slots of a block have one task.
+    together = slots if groups is None else slots // max(1, groups.block_task.shape[0])
     # Rows of the result that start unaligned are written element by element, which takes registers too.
-    sizes = tiling(x.dtype, plan.height, slots, plain=activation != "gelu" and batch % ALIGNMENT == 0)
-    if groups is not None:
-        block = slots // max(1, groups.block_task.shape[0])
-        sizes = tiling(x.dtype, plan.height, block, plain=False)
+    sizes = tiling(x.dtype, plan.height, together, plain=activation != "gelu" and batch % ALIGNMENT == 0)
     tiles = expand_tiles(values, plan, sizes.depth)
     blocks = triton.cdiv(slots, sizes.block) if sizes.block else 0
     windows = triton.cdiv(rows, plan.height)
     if blocks:
         _multiply[(blocks * windows,)](
             x, tiles, bias, y, plan.columns, plan.used, plan.first_chunk, plan.row_order,
-            None if groups is None else groups.slot_row, None if groups is None else groups.block_task,
+            None if groups is None else groups.block_task,
             slots, x.stride(0), batch, rows, windows, plan.windows // windows, blocks, without_task,
             HEIGHT=plan.height, WIDTH=plan.width, BLOCK=sizes.block, DEPTH=sizes.depth, TOGETHER=BLOCKS_TOGETHER,
             BIAS=bias is not None, GROUPED=groups is not None, ACTIVATION=activation, PRECISION=precision(x.dtype),
@@ -102,7 +99,7 @@ def precision(dtype: torch.dtype) -> str:
 
 @triton.jit
 def _multiply(
-    x, tiles, bias, y, columns, used, first_chunk, row_order, slot_row, block_task,
+    x, tiles, bias, y, columns, used, first_chunk, row_order, block_task,
     slots, pitch, batch, rows, windows, tasks, blocks, without_task,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr,
     BIAS: tl.constexpr, GROUPED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -130,9 +127,12 @@ def _multiply(
     column = columns + first * WIDTH + k
     operand = x + slot[None, :]
     sums = tl.zeros((HEIGHT, BLOCK), SUM)
+    # The columns of a step are loaded one step ahead: the loads of the step wait for them.
+    following = tl.load(column, mask=k < steps * DEPTH, other=0)
     for step in range(0, steps):
+        source = following.to(tl.int64)  # [DEPTH]
+        following = tl.load(column + (step + 1) * DEPTH, mask=(step + 1) * DEPTH + k < steps * DEPTH, other=0)
         a = tl.load(tile + step * (HEIGHT * DEPTH))  # [HEIGHT, DEPTH]
-        source = tl.load(column + step * DEPTH).to(tl.int64)  # [DEPTH]
         b = tl.load(operand + source[:, None] * pitch, mask=(slot < slots)[None, :], other=0.0)  # [DEPTH, BLOCK]
         sums = tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=SUM)
 
@@ -143,13 +143,8 @@ def _multiply(
     sums = activated(sums, ACTIVATION)
     if GROUPED:
         sums = tl.where(has_task, sums, without_task)
-        target = tl.load(slot_row + slot, mask=slot < slots, other=-1)
-        wanted = target >= 0
-    else:
-        target = slot
-        wanted = slot < batch
-    where = y + row.to(tl.int64)[:, None] * batch + target[None, :]
-    tl.store(where, sums.to(y.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+    where = y + row.to(tl.int64)[:, None] * batch + slot[None, :]
+    tl.store(where, sums.to(y.dtype.element_ty), mask=inside[:, None] & (slot < batch)[None, :])
 
 
 @triton.jit

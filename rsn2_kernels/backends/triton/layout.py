@@ -67,6 +67,16 @@ def transposed(x: Tensor, slots: int, slot_row: Tensor | None = None) -> Tensor:
     return out
 
 
+def in_batch_order(y: Tensor, groups: Groups, batch: int) -> Tensor:
+    """``y [features, slots]`` of sorted rows as ``[batch, features]``."""
+    features, slots = y.shape
+    out = y.new_empty(batch, features)
+    if out.numel():
+        grid = (triton.cdiv(slots, _TILE), triton.cdiv(features, _TILE))
+        _untranspose[grid](y, groups.slot_row, out, features, slots, TILE=_TILE)
+    return out
+
+
 def group_rows(task_of_row: Tensor, tasks: int, block: int) -> Groups:
     """Sort the rows of a batch by task, stable, with no word from the device to the host.
 
@@ -107,6 +117,18 @@ def _transpose(
     value = tl.load(source, mask=real[:, None] & (feature < features)[None, :], other=0.0)
     target = out + feature.to(tl.int64)[:, None] * slots + slot[None, :]
     tl.store(target, tl.trans(value), mask=(feature < features)[:, None] & (slot < slots)[None, :])
+
+
+@triton.jit
+def _untranspose(y, slot_row, out, features, slots, TILE: tl.constexpr):
+    """One TILE x TILE block per program: what `_transpose` does with a sorted batch, led back."""
+    slot = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    feature = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    row = tl.load(slot_row + slot, mask=slot < slots, other=-1)
+    source = y + feature.to(tl.int64)[:, None] * slots + slot[None, :]
+    value = tl.load(source, mask=(feature < features)[:, None] & (slot < slots)[None, :], other=0.0)
+    target = out + row.to(tl.int64)[:, None] * features + feature[None, :]
+    tl.store(target, tl.trans(value), mask=(row >= 0)[:, None] & (feature < features)[None, :])
 
 
 @triton.jit

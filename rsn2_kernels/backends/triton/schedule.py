@@ -9,19 +9,21 @@ BLOCKS_TOGETHER = 8
 """Blocks of the batch that programs in flight together share: eight of 256 bf16 rows of 4096 features are 16 MiB, so
 that the operand stays in a second-level cache of 50 MB while all windows pass over it."""
 
-# Programs that fill a large GPU twice (132 multiprocessors on an H200), and the least batch that is worth a part.
-_PROGRAMS = 264
+MULTIPROCESSORS = 132
+"""Of a large GPU, an H200: programs to have at least."""
+
+# The least batch that is worth a part.
 _SHORTEST_PART = 512
 
 
-def parts_of(chunks: int, batch: int) -> int:
-    """How many parts of the batch are summed apart, so that few chunks still fill the GPU."""
-    return max(1, min(_PROGRAMS // max(1, chunks), batch // _SHORTEST_PART))
+def parts_of(chunks: int, batch: int, programs: int) -> int:
+    """How many parts of the batch are summed apart, so that few chunks still make about so many programs."""
+    return max(1, min(programs // max(1, chunks), batch // _SHORTEST_PART))
 
 
-def empty_parts(x: Tensor, nnz: int, chunks: int, batch: int) -> Tensor:
+def empty_parts(x: Tensor, nnz: int, chunks: int, batch: int, programs: int) -> Tensor:
     """Room for the value gradients of each part of the batch, ``[parts, nnz]``."""
-    parts = parts_of(chunks, batch)
+    parts = parts_of(chunks, batch, programs)
     # Parts are added in the type the sums are taken in.
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(parts, nnz, dtype=x.dtype if parts == 1 else wide)

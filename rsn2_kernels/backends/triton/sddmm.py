@@ -12,7 +12,7 @@ from torch import Tensor
 from rsn2_kernels.backends.triton.bitmap import owned_position
 from rsn2_kernels.backends.triton.gemm import precision
 from rsn2_kernels.backends.triton.layout import Groups
-from rsn2_kernels.backends.triton.schedule import added, empty_parts, part_of
+from rsn2_kernels.backends.triton.schedule import MULTIPROCESSORS, added, empty_parts, part_of
 from rsn2_kernels.plan import Plan
 
 
@@ -32,7 +32,8 @@ def sample(dy: Tensor, x: Tensor, nnz: int, plan: Plan, groups: Groups | None = 
         groups: which slots belong to which task.
     """
     rows, slots = dy.shape
-    dvalues = empty_parts(x, nnz, plan.chunks, slots)
+    # One program fits on a multiprocessor. Parts cost more than a second wave saves.
+    dvalues = empty_parts(x, nnz, plan.chunks, slots, MULTIPROCESSORS)
     narrow = x.dtype.itemsize == 2
     if plan.chunks:
         _sample[(plan.chunks, dvalues.shape[0])](
@@ -41,7 +42,7 @@ def sample(dy: Tensor, x: Tensor, nnz: int, plan: Plan, groups: Groups | None = 
             slots, dy.stride(0), x.stride(0), rows, nnz, triton.cdiv(rows, plan.height), dvalues.shape[0],
             HEIGHT=plan.height, WIDTH=plan.width, DEPTH=64 if narrow else 16, GROUPED=groups is not None,
             ORDERED=plan.order.shape[0] > 0, PRECISION=precision(x.dtype),
-            num_warps=8 if plan.height * plan.width >= 64 * 128 else 4, num_stages=4 if narrow else 2,
+            num_warps=8 if plan.height * plan.width >= 64 * 128 else 4, num_stages=5 if narrow else 2,
             maxnreg=most_registers(x.dtype),
         )  # fmt: skip
     return added(dvalues, x.dtype)
