@@ -116,7 +116,7 @@ class Bench:
         self, candidates: dict[str, Sequence[Call]], rounds: int, round_seconds: float
     ) -> dict[str, list[float]]:
         samples: dict[str, list[float]] = {name: [] for name in candidates}
-        # The launches of some rounds gather behind a pause, of cycles at most 2 GHz: the device never waits for the host.
+        # Launches gather behind a pause, in cycles of 2 GHz at most, so that the device never waits for the host.
         pause = 2e9 * max(5e-3, 1.5 * 8 * round_seconds)
         for first in range(0, rounds, 8):
             torch.cuda._sleep(int(pause))

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
 import occupancy
 import operators
 from rsn2 import markdown
@@ -202,6 +203,13 @@ TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/performance.md", "overhead", overhead),
     ("docs/performance.md", "profile", profile),
     ("docs/benchmarks.md", "bench", benchmarks),
+    ("docs/gpu.md", "steps", gpu_tables.steps),
+    ("docs/gpu.md", "training", gpu_tables.training),
+    ("docs/gpu.md", "other products", gpu_tables.others),
+    ("docs/gpu.md", "tiles of the product", gpu_tables.products),
+    ("docs/gpu.md", "tiles of the sampled product", gpu_tables.sampled),
+    ("docs/gpu.md", "small batches", gpu_tables.small_batches),
+    ("docs/gpu.md", "calls", gpu_tables.calls),
     ("docs/plan.md", "short", short),
     ("docs/plan.md", "tiles", tiles),
     ("docs/plan.md", "occupancy", partial(summary, occupancy.OCCUPANCIES)),

@@ -1,7 +1,7 @@
 """Predicted seconds of one product on an NVIDIA GPU: bytes over bandwidth plus operations over rate.
 
-The constants are those of an H200, fitted to what `results/gpu-check.json` and `results/gpu-tuning.json` hold, which a
-test compares with what is predicted. What decides between backends is their ratio, which differs less from chip to chip.
+The constants are those of an H200, fitted to results/gpu-check.json and results/gpu-tuning.json; a test compares them.
+What decides between backends is their ratio, which differs less from chip to chip.
 """
 
 from typing import NamedTuple

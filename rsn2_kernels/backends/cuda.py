@@ -124,7 +124,7 @@ def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> T
 
 
 def _compact(index: Index, columns: int) -> list[Tensor]:
-    """The pattern's columns, which stand at a place of the index, and the compact form, behind what every backend gets."""
+    """The columns, which stand at a place of the index, and the compact form, behind what every backend gets."""
     return [index[columns], *index[-len(Compact._fields) :]]
 
 

@@ -1,5 +1,10 @@
 """The predicted times of a GPU choose as they should, and change the way that work does. No GPU is needed."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +12,7 @@ from torch import Tensor
 import rsn2_kernels as rk
 from rsn2_kernels import dispatch, plans
 from rsn2_kernels.backends import cuda, triton
+from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import DTYPES, Visits, compact_seconds, dense_seconds, visiting_seconds
 from rsn2_kernels.group import PatternGroup
@@ -15,6 +21,9 @@ from .cases import random_mask
 
 SIZE = 4096
 DTYPE = torch.bfloat16
+
+
+TUNED = json.loads((Path(__file__).parents[2] / "results/gpu-tuning.json").read_text())
 
 
 def in_blocks(rows: int, cols: int, side: int, density: float, seed: int = 0) -> Tensor:
@@ -37,6 +46,32 @@ def unstructured() -> Visits:
 def blocked() -> Visits:
     """The same of 64 x 64 blocks."""
     return visits_of(in_blocks(SIZE, SIZE, 64, 0.1))
+
+
+IN_USE = {"block": 128, "depth": 64, "num_warps": 4, "num_stages": 3}
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in TUNED["product"] if row.items() >= IN_USE.items()], ids=lambda r: r["mask"]
+)
+def test_a_product_is_predicted_near_what_an_h200_measured(row: dict[str, Any]) -> None:
+    visited = TUNED["masks"][row["mask"]]["visited"]
+    visits = Visits(1, SIZE, SIZE, 1, round(0.1 * SIZE**2), round(visited * SIZE**2), 128)
+    assert visiting_seconds(visits, SIZE, DTYPE, feature_major=True) == pytest.approx(row["seconds"], rel=0.15)
+
+
+# Tiles with more than a warp's weights per row are brought otherwise since.
+AS_MEASURED = [row for row in TUNED["small batch"] if row["batch"] <= 8 or row["density"] <= 0.1]
+
+
+@pytest.mark.parametrize(
+    "row", AS_MEASURED, ids=lambda r: f"{r['rows']} x {r['cols']}, density {r['density']}, batch {r['batch']}"
+)
+def test_a_small_batch_is_predicted_near_what_an_h200_measured(row: dict[str, Any]) -> None:
+    rows, cols, nnz = row["rows"], row["cols"], round(row["density"] * row["rows"] * row["cols"])
+    weight = SimpleNamespace(shape=(rows, cols), stacks=1, nnz=nnz)
+    measured = row["seconds"].get("cuda", row["seconds"].get("cuda, tiles"))
+    assert compact_seconds(cast(CsrIndex, weight), row["batch"], DTYPE, False) == pytest.approx(measured, rel=0.35)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,146 @@
+"""The figures of docs/gpu.md, from the two runs on a GPU under `results`."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rsn2 import markdown
+
+RESULTS = Path(__file__).parents[1] / "results"
+Record = dict[str, Any]
+
+
+@cache
+def checked() -> Record:
+    """What `make gpu-check` wrote."""
+    found: Record = json.loads((RESULTS / "gpu-check.json").read_text())
+    return found
+
+
+@cache
+def tuned() -> Record:
+    """Variants of the kernels, measured after it."""
+    found: Record = json.loads((RESULTS / "gpu-tuning.json").read_text())
+    return found
+
+
+def cases() -> dict[str, list[Record]]:
+    """The rows of each benchmark that gave any."""
+    return {case["case"]: case["rows"] for case in checked()["benchmarks"]["cases"] if case.get("rows")}
+
+
+def steps() -> str:
+    """What was run, and how it ended."""
+    rows = []
+    for step in checked()["steps"]:
+        counts = ", ".join(f"{number} {word}" for word, number in step.get("counts", {}).items())
+        found = counts or "; ".join(step.get("summaries", ()))
+        rows.append([step["name"], step["status"], f"{step['seconds']:.0f}", found])
+    return markdown.table(["step", "status", "seconds", ""], rows)
+
+
+def spread(values: Iterable[float]) -> str:
+    """The median, and the least and largest."""
+    found = sorted(values)
+    if len(found) == 1:
+        return f"{found[0]:.2f}"
+    return f"{statistics.median(found):.2f} ({found[0]:.2f}-{found[-1]:.2f})"
+
+
+def training() -> str:
+    """Linear layers of 4096 against cuBLAS: median and range over the masks of each kind."""
+    products = ("forward and backward", "forward", "dX", "dW")
+    rows = []
+    for name, found in cases().items():
+        if not found[0].get("layer") and name != "unstructured":
+            continue
+        whole = [row for row in found if row["what"] == products[0]]
+        cells = [name if "density" in name else f"random, density {whole[0]['density']:.2g}", str(len(whole))]
+        cells.append(spread(row["visited"] for row in whole))
+        cells.append(spread(row["times_as_fast"]["triton"] for row in whole))
+        for product in products:
+            of = [row["times_as_fast"]["triton, feature-major"] for row in found if row["what"] == product]
+            cells.append(spread(of) if of else "")
+        rows.append(cells)
+    columns = ["masks", "number", "visited", "step, batch-major", "step", "forward", "dX", "dW"]
+    return markdown.table(columns, rows)
+
+
+def others() -> str:
+    """Convolution, rows of several tasks, a whole step of training."""
+    rows = []
+    for name in ("convolution", "grouped", "serving thirty tasks", "unstructured"):
+        for row in cases()[name]:
+            about = row.get("mask") or row.get("masks") or f"density {row['density']:.2g}"
+            baseline, *ours = row["seconds"]
+            for each in ours:
+                if each not in ("triton", "cuda", "packed"):
+                    continue
+                seconds = microseconds(row["seconds"][baseline], row["seconds"][each])
+                rows.append([name, f"{row['what']}, {about}", each, *seconds, f"{row['times_as_fast'][each]:.2f}"])
+    return markdown.table(["case", "what", "kernels", "dense, us", "ours, us", "times as fast"], rows)
+
+
+def microseconds(*seconds: float) -> Iterator[str]:
+    """In microseconds, at least two digits."""
+    return (f"{1e6 * each:.{1 if each < 1e-4 else 0}f}" for each in seconds)
+
+
+def variants(part: str, label: Callable[[Record], str]) -> str:
+    """One row per variant, one column per mask, in microseconds."""
+    found = tuned()[part]
+    masks = list(dict.fromkeys(row["mask"] for row in found))
+    table: dict[str, dict[str, str]] = {}
+    for row in found:
+        table.setdefault(row.get("what") or label(row), {})[row["mask"]] = f"{1e6 * row['seconds']:.0f}"
+    shown = [f"{mask}: {tuned()['masks'][mask]['visited']:.2f} visited" for mask in masks]
+    return markdown.table(["us", *shown], [[name, *(of.get(mask, "") for mask in masks)] for name, of in table.items()])
+
+
+def products() -> str:
+    """The forward product, by tiles."""
+    columns = "{block} columns, depth {depth}, {num_warps} warps, {num_stages} stages"
+    return variants("product", lambda row: columns.format(**row))
+
+
+def sampled() -> str:
+    """dW, by stages and parts of the batch."""
+
+    def label(row: Record) -> str:
+        if "parts" in row:
+            return f"{row['parts']} part{'s' if row['parts'] > 1 else ''} of the batch"
+        registers = f", {row['maxnreg']} registers" if "maxnreg" in row else ""
+        return f"depth {row['DEPTH']}, {row['num_warps']} warps, {row['num_stages']} stages{registers}"
+
+    return variants("sampled product", label)
+
+
+def small_batches() -> str:
+    """Times as fast as cuBLAS on the dense weight, by batch."""
+    found = tuned()["small batch"]
+    batches = sorted({row["batch"] for row in found})
+    rows = []
+    for (height, width, density), group in groupby(found, lambda row: (row["rows"], row["cols"], row["density"])):
+        of = {row["batch"]: row["seconds"] for row in group}
+        cells = []
+        for batch in batches:
+            seconds = of.get(batch)
+            ours = [value for name, value in (seconds or {}).items() if name.startswith("cuda")]
+            cells.append(" / ".join(f"{seconds['dense'] / each:.2f}" for each in ours) if seconds else "")
+        rows.append([f"{height} x {width}", str(density), *microseconds(of[1]["cuda"]), *cells])
+    return markdown.table(["weight", "density", "batch 1, us", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def calls() -> str:
+    """What a call takes on the host, in microseconds, where the device has little to do."""
+    found = tuned()["a call on the host"]
+    backends = list(dict.fromkeys(row["backend"] for row in found))
+    rows = []
+    for (batch, size, what), group in groupby(found, lambda row: (row["batch"], row["size"], row["what"])):
+        of = {row["backend"]: row["seconds"] for row in group}
+        rows.append([f"{batch} x {size} x {size}, {what}", *microseconds(*(of[name] for name in backends))])
+    return markdown.table(["us", *("F.linear" if name == "torch" else name for name in backends)], rows)
