@@ -112,7 +112,8 @@ def visiting_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_maj
     laid_out = 0 if feature_major else 2 * visits.stacks * visits.cols / visits.taps * batch
     moved = (laid_out + visits.operands * batch) * dtype.itemsize
     rate = _FLOPS_PER_SECOND[dtype] * _SHARE_OF_DENSE * traffic(128) / traffic(visits.height)
-    steps = visits.visited / (visits.stacks * visits.rows * _STEP)
+    places = visits.stacks * -(-visits.rows // visits.height) * visits.height
+    steps = visits.visited / (places * _STEP)
     product = max(2 * visits.visited * batch / rate, steps * _SECONDS_PER_STEP)
     launching = (2 if feature_major else 3) * _SECONDS_PER_LAUNCH
     return launching + expanded / _EXPANDED_WINDOWS_BYTES_PER_SECOND + moved / _BYTES_PER_SECOND + product

@@ -83,5 +83,5 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(kernels: li
     assert {kernel.architecture for kernel in kernels} == set(ARCHITECTURES)
     for architecture in ARCHITECTURES:
         names = {kernel.name for kernel in kernels if kernel.architecture == architecture}
-        assert len(names) >= 40, names
+        assert len(names) >= 34, names
     assert [kernel for kernel in kernels if kernel.stack or kernel.spilled] == []
