@@ -1,11 +1,13 @@
 """What every test of the upper storey runs with."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny_data
 from csv_runs import write_data
 
 
@@ -22,3 +24,15 @@ def one_thread() -> Iterator[None]:
 def config(tmp_path: Path) -> Path:
     """The configuration of a small run, its data beside it."""
     return write_data(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all seven sources, for reading only."""
+    return tiny_data.write_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "own")

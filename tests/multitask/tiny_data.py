@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rsn2.experiments import data
 from rsn2.experiments.data.boston import FEATURES, TARGET
+from rsn2.experiments.data.dataset import DataSet
 from rsn2.experiments.data.idx import NAMES
 
 Pixels = npt.NDArray[np.uint8]
+RECIPES = {recipe.name: recipe for recipe in data.RECIPES}
 
 PER_CLASS = {"train": 12, "test": 4}
 FACES = 60
@@ -190,3 +193,18 @@ def write_utkface(folder: Path, draw: np.random.RandomState) -> None:
     """The arrays in an npz file."""
     folder.mkdir(parents=True)
     np.savez(folder / "utkface_48_rgb_webp90.npz", **utkface_arrays(draw))
+
+
+def source(folder: Path, **options: Any) -> data.Source:
+    """The folder as a place to load from."""
+    return data.Source(folder, hub=False, accept_unknown=True, **options)
+
+
+def one(name: str, folder: Path) -> DataSet:
+    """One set of the folder."""
+    return data.load([name], source(folder))[name]
+
+
+def file_of(name: str, folder: Path, number: int = 0) -> Path:
+    """A file that a set is loaded from."""
+    return folder / RECIPES[name].files[number].path
