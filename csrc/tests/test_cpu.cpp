@@ -409,13 +409,23 @@ void test_row_split() {
   }
 }
 
+// All that this machine executes. Threads share out work above them: races show in the widest and the narrowest alone.
+std::vector<const cpu::Microkernels*> instruction_sets() {
+  std::vector<const cpu::Microkernels*> found;
+  for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) found.push_back(kernels);
+#ifdef __SANITIZE_THREAD__
+  if (found.size() > 2) found = {found.front(), found.back()};
+#endif
+  return found;
+}
+
 }  // namespace
 }  // namespace rsn2::test
 
 int main() {
   using namespace rsn2;
   test::test_row_split();
-  for (const cpu::Microkernels* const kernels : cpu::available_microkernels()) {
+  for (const cpu::Microkernels* const kernels : test::instruction_sets()) {
     test::test_negative_zero<float>(*kernels);
     test::test_negative_zero<double>(*kernels);
     test::test_negative_zero<cpu::Half>(*kernels);

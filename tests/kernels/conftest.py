@@ -76,10 +76,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _same_source(item: pytest.Item) -> bool:
-    """Whether, interpreted, a test runs what another one runs: the kernels of all types are one source. For time."""
-    dtype = _parameters(item).get("dtype")
-    strides = isinstance(item, pytest.Function) and item.originalname == "test_any_strides"
-    return dtype in ((torch.float64, torch.float16, torch.bfloat16) if strides else (torch.float64, torch.float16))
+    """Whether, interpreted, a test runs what another one runs, for time.
+
+    The kernels of all types are one source, and each operand is laid out by itself.
+    """
+    parameters = _parameters(item)
+    dtype = parameters.get("dtype")
+    if not (isinstance(item, pytest.Function) and item.originalname == "test_any_strides"):
+        return dtype in (torch.float64, torch.float16)
+    layouts = {parameters["x_layout"], parameters["dy_layout"]}
+    return dtype in (torch.float64, torch.float16, torch.bfloat16) or len(layouts - {"contiguous"}) > 1
 
 
 def _why_skipped(item: pytest.Item) -> str | None:
