@@ -24,8 +24,9 @@ import torch
 
 from gpu_bench import TINY, Bench, Record, Sizes, release
 from gpu_operators import SOME, convolution, grouped, on_masks, real_masks, unstructured
-from gpu_pieces import ceilings, heights, pieces, sweep_convolve, sweep_multiply, sweep_sample
+from gpu_pieces import calls_on_the_host, ceilings, pieces
 from gpu_small_batch import batches, serving, small_batch
+from gpu_tiles import heights, tiles_of_convolutions, tiles_of_products, tiles_of_samples
 
 PATIENCE = 90
 """Seconds without a new row, after which a process is ended and the next case begins in a new one."""
@@ -45,11 +46,12 @@ CASES: dict[str, Callable[[Bench], Record]] = {
     "pieces": pieces,
     "small batches, where which backend wins": batches,
     "heights": heights,
+    "calls on the host": calls_on_the_host,
     "real masks, density 0.05": lambda bench: on_masks(bench, 0.05, None, None, SOME),
     "real masks, density 0.2": lambda bench: on_masks(bench, 0.2, None, None, SOME),
-    "tiles of the product": sweep_multiply,
-    "tiles of the sampled product": sweep_sample,
-    "tiles of the convolution": sweep_convolve,
+    "tiles of the product": tiles_of_products,
+    "tiles of the sampled product": tiles_of_samples,
+    "tiles of the convolution": tiles_of_convolutions,
     "real masks, float32": lambda bench: on_masks(bench, 0.1, None, None, SOME[:1], torch.float32),
 }
 """In the order in which they are measured: what the acceptance bars ask for first."""

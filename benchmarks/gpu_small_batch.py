@@ -98,13 +98,15 @@ def small_batch(bench: Bench) -> Record:
 
 @torch.no_grad()
 def batches(bench: Bench) -> Record:
-    """Where which backend wins: all batches up to 256, at two densities."""
-    size = 128 if bench.dry else 4096
+    """Where which backend wins, by batch."""
     found = []
-    for density in (0.05, 0.2):
-        for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-            found.append(compared(bench, f"{size} x {size}", sets_of(bench, size, size, density, batch)))
-            release()
+    large, middle = ((64, 512), (128, 128)) if bench.dry else ((8192, 28672), (4096, 4096))
+    for (rows, cols), every in ((large, (1, 2, 8, 16, 32)), (middle, (1, 4, 8, 16, 64, 256))):
+        for density in DENSITIES:
+            for batch in every:
+                sets = sets_of(bench, rows, cols, density, batch)
+                found.append(compared(bench, f"{rows} x {cols}", sets, names=("dense", "cuda")))
+                release()
     return {"rows": found}
 
 

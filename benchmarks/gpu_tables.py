@@ -21,16 +21,20 @@ def checked() -> Record:
     return found
 
 
-@cache
-def tuned() -> Record:
-    """Variants of the kernels, measured after it."""
-    found: Record = json.loads((RESULTS / "gpu-tuning.json").read_text())
-    return found
+def rows_of(cases: list[Record]) -> dict[str, list[Record]]:
+    """The rows of each benchmark that gave any."""
+    return {case["case"]: case["rows"] for case in cases if case.get("rows")}
 
 
 def cases() -> dict[str, list[Record]]:
-    """The rows of each benchmark that gave any."""
-    return {case["case"]: case["rows"] for case in checked()["benchmarks"]["cases"] if case.get("rows")}
+    """The benchmarks of `make gpu-check`."""
+    return rows_of(checked()["benchmarks"]["cases"])
+
+
+@cache
+def tuned() -> dict[str, list[Record]]:
+    """Benchmarks of `benchmarks/gpu.py`, measured after it."""
+    return rows_of(json.loads((RESULTS / "gpu-tuning.json").read_text())["cases"])
 
 
 def steps() -> str:
@@ -90,21 +94,22 @@ def microseconds(*seconds: float) -> Iterator[str]:
     return (f"{1e6 * each:.{1 if each < 1e-4 else 0}f}" for each in seconds)
 
 
-def variants(part: str, label: Callable[[Record], str]) -> str:
+def variants(case: str, label: Callable[[Record], str]) -> str:
     """One row per variant, one column per mask, in microseconds."""
-    found = tuned()[part]
-    masks = list(dict.fromkeys(row["mask"] for row in found))
+    found = tuned()[case]
+    masks = {row["mask"]: f"{row['mask']}: {row['visited']:.2f} visited" for row in found}
     table: dict[str, dict[str, str]] = {}
     for row in found:
         table.setdefault(row.get("what") or label(row), {})[row["mask"]] = f"{1e6 * row['seconds']:.0f}"
-    shown = [f"{mask}: {tuned()['masks'][mask]['visited']:.2f} visited" for mask in masks]
-    return markdown.table(["us", *shown], [[name, *(of.get(mask, "") for mask in masks)] for name, of in table.items()])
+    return markdown.table(
+        ["us", *masks.values()], [[name, *(of.get(mask, "") for mask in masks)] for name, of in table.items()]
+    )
 
 
 def products() -> str:
     """The forward product, by tiles."""
     columns = "{block} columns, depth {depth}, {num_warps} warps, {num_stages} stages"
-    return variants("product", lambda row: columns.format(**row))
+    return variants("tiles of the product", lambda row: columns.format(**row))
 
 
 def sampled() -> str:
@@ -114,33 +119,30 @@ def sampled() -> str:
         if "parts" in row:
             return f"{row['parts']} part{'s' if row['parts'] > 1 else ''} of the batch"
         registers = f", {row['maxnreg']} registers" if "maxnreg" in row else ""
-        return f"depth {row['DEPTH']}, {row['num_warps']} warps, {row['num_stages']} stages{registers}"
+        depth, warps = row.get("DEPTH", 64), row.get("num_warps", 8)
+        return f"depth {depth}, {warps} warps, {row['num_stages']} stages{registers}"
 
-    return variants("sampled product", label)
+    return variants("tiles of the sampled product", label)
 
 
 def small_batches() -> str:
     """Times as fast as cuBLAS on the dense weight, by batch."""
-    found = tuned()["small batch"]
+    found = tuned()["small batches, where which backend wins"]
     batches = sorted({row["batch"] for row in found})
     rows = []
     for (height, width, density), group in groupby(found, lambda row: (row["rows"], row["cols"], row["density"])):
-        of = {row["batch"]: row["seconds"] for row in group}
-        cells = []
-        for batch in batches:
-            seconds = of.get(batch)
-            ours = [value for name, value in (seconds or {}).items() if name.startswith("cuda")]
-            cells.append(" / ".join(f"{seconds['dense'] / each:.2f}" for each in ours) if seconds else "")
-        rows.append([f"{height} x {width}", str(density), *microseconds(of[1]["cuda"]), *cells])
+        of = {row["batch"]: row for row in group}
+        times = [f"{of[batch]['times_as_fast']['cuda']:.2f}" if batch in of else "" for batch in batches]
+        rows.append([f"{height} x {width}", f"{density:.2g}", *microseconds(of[1]["seconds"]["cuda"]), *times])
     return markdown.table(["weight", "density", "batch 1, us", *(f"batch {batch}" for batch in batches)], rows)
 
 
 def calls() -> str:
     """What a call takes on the host, in microseconds, where the device has little to do."""
-    found = tuned()["a call on the host"]
-    backends = list(dict.fromkeys(row["backend"] for row in found))
-    rows = []
-    for (batch, size, what), group in groupby(found, lambda row: (row["batch"], row["size"], row["what"])):
-        of = {row["backend"]: row["seconds"] for row in group}
-        rows.append([f"{batch} x {size} x {size}, {what}", *microseconds(*(of[name] for name in backends))])
-    return markdown.table(["us", *("F.linear" if name == "torch" else name for name in backends)], rows)
+    found = tuned()["calls on the host"]
+    backends = list(found[0]["seconds"])
+    rows = [
+        [f"{row['batch']} x {row['size']} x {row['size']}, {row['what']}", *microseconds(*row["seconds"].values())]
+        for row in found
+    ]
+    return markdown.table(["us", *backends], rows)

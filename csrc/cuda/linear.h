@@ -57,8 +57,8 @@ struct TileShape {
 inline constexpr int kTileBatches[] = {16, 32, 64, 128};
 inline constexpr int kTileRows = 64;
 
-// Whether the tensor cores are expected to be faster for this product. On an H200, neither was for all weights at 16
-// rows of x, and they were at 32 (results/gpu-tuning.json).
+// Whether the tensor cores are expected to be faster for this product: as long as the ordinary ones read the weight
+// once, they are not.
 template <class T>
 bool prefers_tiles(const Product<T>& product) {
   return sizeof(T) == 2 && product.batch > 8;
