@@ -29,6 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TESTS = "tests/kernels"
+NETWORKS = "tests/multitask/test_devices.py"
 NOT_HERE = "not on this machine"
 REFUSED = "refused by the device or system"
 LEAST_FOR_BENCHMARKS = 60
@@ -192,10 +193,10 @@ def of_sanitizer(status: int, output: str) -> tuple[str, Record]:
     return ("ok" if status == 0 and summaries else "failed"), more
 
 
-def pytest_command(files: Sequence[Path], processes: int, *more: str) -> list[str]:
-    """pytest on the GPU, in several processes where xdist is there."""
-    command = [sys.executable, "-m", "pytest", *map(str, files), "--device", "cuda", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider"]
+def pytest_command(files: Sequence[Path], processes: int, *more: str, device: bool = True) -> list[str]:
+    """pytest on the GPU, which the tests of kernels are told; in several processes where xdist is there."""
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["--device", "cuda"] if device else []
     if processes > 1 and importlib.util.find_spec("xdist"):
         command += ["-n", str(processes)]
         if importlib.util.find_spec("pytest_timeout"):
@@ -234,6 +235,7 @@ def run_tests(check: Check) -> None:
         check.step("contract tests, triton", command, 150, threads, of_pytest)
         for each in watching:
             each.result()
+    check.step("networks", pytest_command([ROOT / NETWORKS], 1, device=False), 60, threads, of_pytest)
     command = pytest_command(contract, workers(), "-k", "not triton")
     check.step("contract tests, dense and reference", command, 45, threads, of_pytest)
 
