@@ -93,7 +93,7 @@ def heights(bench: Bench) -> Record:
     rows = []
     for height in HEIGHTS:
         plan = Plan.build(survey_linear(1, pattern.crow, pattern.col, pattern.shape[1]), height)
-        labels = {"height": height, "visited": int(plan.used.sum()) * height / (pattern.shape[0] * pattern.shape[1])}
+        labels = {"height": height, "visited": visited(plan, pattern)}
         with torch.no_grad():
             rows.append(timed_once(bench, multiplications(bench, plan, pattern, sets), kernel="multiply", **labels))
             rows.append(timed_once(bench, samplings(plan, pattern, sets), kernel="sample", **labels))
@@ -115,8 +115,8 @@ def samplings(plan: Plan, pattern: rk.SparsePattern, sets: Sequence[LinearSet]) 
     ]
 
 
-def masks(bench: Bench) -> Iterator[tuple[str, rk.SparsePattern, list[LinearSet]]]:
-    """Masks from few to all positions visited, one after the other."""
+def masks(bench: Bench) -> Iterator[tuple[Record, Plan, rk.SparsePattern, list[LinearSet]]]:
+    """Masks from few to all positions visited, one after the other: labels, and what the products take."""
     width = bench.sizes.width
     single, blocks = (bench.linear_masks(width, 1, 0.1, granularity) for granularity in (None, (64, 64)))
     found: dict[str, Tensor] = {
@@ -127,8 +127,10 @@ def masks(bench: Bench) -> Iterator[tuple[str, rk.SparsePattern, list[LinearSet]
     }
     for name, mask in found.items():
         pattern = rk.SparsePattern.from_mask(mask)
+        plan = plans.plan(pattern)
         count = bench.sets(bench.sizes.batch * width * 2)
-        yield name, pattern, [LinearSet(pattern, bench.sizes.batch, bench.dtype) for _ in range(count)]
+        sets = [LinearSet(pattern, bench.sizes.batch, bench.dtype) for _ in range(count)]
+        yield {"mask": name, "visited": visited(plan, pattern)}, plan, pattern, sets
         release()
 
 
@@ -141,9 +143,7 @@ def visited(plan: Plan, pattern: rk.SparsePattern) -> float:
 def tiles_of_products(bench: Bench) -> Record:
     """The forward product, expansion included."""
     rows = []
-    for name, pattern, sets in masks(bench):
-        plan = plans.plan(pattern)
-        labels = {"mask": name, "visited": visited(plan, pattern)}
+    for labels, plan, pattern, sets in masks(bench):
         rows.append(timed_once(bench, [lambda s=s: F.linear(s.x, s.w) for s in sets], what="dense", **labels))
         for tiling in TILINGS:
             with replaced(kernels.gemm, "tiling", lambda *_, tiling=tiling, **__: tiling):
@@ -156,14 +156,12 @@ def tiles_of_products(bench: Bench) -> Record:
 def tiles_of_samples(bench: Bench) -> Record:
     """dW, and of blocks, whose chunks are few, parts of the batch."""
     rows = []
-    for name, pattern, sets in masks(bench):
-        plan = plans.plan(pattern)
-        labels = {"mask": name, "visited": visited(plan, pattern)}
+    for labels, plan, pattern, sets in masks(bench):
         rows.append(timed_once(bench, [lambda s=s: s.dy.t() @ s.x for s in sets], what="dense", **labels))
         for constants in SAMPLED:
             with replaced(kernels.sddmm, "_sample", Constants(kernels.sddmm._sample, **constants)):
                 rows.append(timed_once(bench, samplings(plan, pattern, sets), **labels, **constants))
-        if "64 x 64" in name:
+        if "64 x 64" in labels["mask"]:
             rows += in_parts(
                 bench, lambda plan=plan, p=pattern, sets=sets: samplings(plan, p, sets), (1, 2, 4, 8), labels
             )
