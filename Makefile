@@ -73,10 +73,11 @@ $(READY): $(SOURCES) $(if $(ACTIVE),,.venv/installed)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	mkdir -p $(@D) && touch $@
 
-.venv/installed: requirements-dev.txt
+.venv/installed: requirements-dev.txt requirements-triton.txt
 	rm -rf .venv
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	.venv/bin/python -m pip install --quiet --no-deps --requirement requirements-triton.txt
 	touch $@
 
 clean:
