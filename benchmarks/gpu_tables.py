@@ -132,7 +132,10 @@ def small_batches() -> str:
     rows = []
     for (height, width, density), group in groupby(found, lambda row: (row["rows"], row["cols"], row["density"])):
         of = {row["batch"]: row for row in group}
-        times = [f"{of[batch]['times_as_fast']['cuda']:.2f}" if batch in of else "" for batch in batches]
+        times = []
+        for batch in batches:
+            ratios = of[batch]["times_as_fast"] if batch in of else {}
+            times.append(" / ".join(f"{ratio:.2f}" for name, ratio in ratios.items() if name != "dense"))
         rows.append([f"{height} x {width}", f"{density:.2g}", *microseconds(of[1]["seconds"]["cuda"]), *times])
     return markdown.table(["weight", "density", "batch 1, us", *(f"batch {batch}" for batch in batches)], rows)
 

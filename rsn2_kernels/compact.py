@@ -5,8 +5,8 @@ owned weight. Eight neighbouring ones, in the order of the values, are an octet:
 a byte each how many columns further the others do. Where they are further than a byte tells, or of two rows, the
 columns of the pattern are read instead.
 
-A bitmap would take fewer bits above density 1/8, and was slower: the values that a thread meets in its part of a bitmap
-are no whole load, and how many it meets differs from thread to thread (docs/gpu.md).
+A bitmap would take fewer bits above density 1/8, and the kernel that read one was slower than this one's (docs/gpu.md):
+the values that a thread meets in its part of a bitmap are no whole load, and differ in number from thread to thread.
 """
 
 from typing import NamedTuple, Self

@@ -57,8 +57,8 @@ struct TileShape {
 inline constexpr int kTileBatches[] = {16, 32, 64, 128};
 inline constexpr int kTileRows = 64;
 
-// Whether the tensor cores are expected to be faster for this product: as long as the ordinary ones read the weight
-// once, they are not.
+// Whether the tensor cores are expected to be faster for this product. An H200 was faster with them at 32 rows of x, and
+// at 16 for some weights only (results/gpu-tuning.json).
 template <class T>
 bool prefers_tiles(const Product<T>& product) {
   return sizeof(T) == 2 && product.batch > 8;

@@ -34,11 +34,12 @@ def tiling(dtype: torch.dtype, height: int, batch: int, plain: bool) -> Tiling:
     (docs/gpu.md). float32 without TF32 runs on the ordinary cores, where 64 columns do, or half of it where erf or
     unaligned results (not ``plain``) take registers too.
     """
-    wide = dtype.itemsize > 2
-    largest = 128 if not wide else 64 if plain else 32
-    block = min(largest, max(16, triton.next_power_of_2(batch)))
-    warps = 8 if height * block >= (64 * 128 if wide else 128 * 128 if not plain else 128 * 256) else 4
-    return Tiling(block, 32 if wide else 64, warps, 3)
+    at_least = max(16, triton.next_power_of_2(batch))
+    if dtype.itemsize > 2:
+        block = min(64 if plain else 32, at_least)
+        return Tiling(block, 32, 8 if height * block >= 64 * 128 else 4, 3)
+    block = min(128, at_least)
+    return Tiling(block, 64, 4 if plain or height * block < 128 * 128 else 8, 3)
 
 
 def multiply(
