@@ -43,6 +43,7 @@ class BatchSource final : public PanelSource<P> {
     } else if (x_.batch_stride == 1) {
       for (int64_t f = begin; f < end; ++f) widen_run(source + f * x_.feature_stride, 1, batch, data + f * width);
     } else {
+      ask_ahead(source, batch, begin, end);
       for (int64_t f = begin; f < end; f += kTile) {
         for (int64_t b = 0; b < batch; b += kTile) {
           pack_tile(source + b * x_.batch_stride + f * x_.feature_stride, std::min(kTile, batch - b),
@@ -58,6 +59,17 @@ class BatchSource final : public PanelSource<P> {
     return batch == 1 && !std::is_same_v<P, BFloat16> ? 1 : round_up(batch, kLineElements<P>);
   }
   int64_t count(int64_t panel) const { return std::min(width_, x_.batch - panel * width_); }
+
+  // Asks the second-level cache for what is packed kAhead features later. More rows than the processor follows by itself
+  // are read side by side.
+  void ask_ahead(const S* source, int64_t batch, int64_t begin, int64_t end) const {
+    constexpr int64_t kAhead = 64, kLine = kLineElements<S>;
+    if (x_.feature_stride != 1) return;
+    for (int64_t b = 0; b < batch; ++b) {
+      const S* const row = source + b * x_.batch_stride;
+      for (int64_t f = begin + kAhead; f < end + kAhead; f += kLine) __builtin_prefetch(row + f, 0, 2);
+    }
+  }
 
   void pack_tile(const S* source, int64_t batch, int64_t features, P* target, int64_t width) const {
     if constexpr (std::is_same_v<S, P>) {

@@ -34,9 +34,15 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
               data + panel * source.panel_elements());
 }
 
-// Bytes of a panel that stay in the second-level cache beside all that passes through it. A sampled product reads longer
-// runs and pays more for a short row.
-constexpr int64_t kMultiplyBytes = 1 << 18, kSampleBytes = 1 << 19;
+// Bytes of a panel that stay in the second-level cache beside all that passes through it, and in the first. A sampled
+// product reads longer runs and pays more for a short row.
+constexpr int64_t kMultiplyBytes = 1 << 18, kMultiplyFirstLevelBytes = 5 << 13, kSampleBytes = 1 << 19;
+
+// Bytes of weights that stay in the second-level cache beside a panel.
+constexpr int64_t kWeightBytes = 3 << 18;
+
+// Weights of a row that are worth a start of their own: a part with fewer loses more by it than the first-level cache gives.
+constexpr int64_t kPartWeights = 20;
 
 // Parts into which rows are cut so that each reads features that stay in a core's cache. Only where an index counts
 // features: the offsets of a convolution need not ascend, and its panels are small.
@@ -45,6 +51,16 @@ int64_t feature_parts(const PanelSource<P>& x, int64_t cached_bytes) {
   const PanelShape shape = x.shape(0);
   if (shape.width == 1 || shape.index_scale != shape.feature_stride) return 1;
   return ceil_div(x.panel_elements() * static_cast<int64_t>(sizeof(P)), cached_bytes);
+}
+
+// The same for a product: the first-level cache as far as rows have weights enough, the second-level cache in any case.
+// Weights that come from memory for a single panel are read fastest as they stand.
+template <class P, class I>
+int64_t multiply_parts(const SparseRows<P, I>& weights, const PanelSource<P>& x) {
+  const int64_t least = feature_parts(x, kMultiplyBytes);
+  const int64_t bytes = weights.nnz * static_cast<int64_t>(sizeof(P) + sizeof(I));
+  if (x.panels() == 1 && bytes > kWeightBytes) return least;
+  return std::clamp(weights.nnz / (weights.rows * kPartWeights), least, feature_parts(x, kMultiplyFirstLevelBytes));
 }
 
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
@@ -81,7 +97,7 @@ void multiply(const Context& context, const SparseRows<P, I>& weights, const Pan
   if (panels == 0 || weights.rows == 0) return;
   const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
   const CutRows<I> cut(parallel, weights.begin, weights.index, weights.rows, x.features(),
-                       feature_parts(x, kMultiplyBytes));
+                       multiply_parts(weights, x));
   const Buffer<P> packed(std::min(panels, slots) * x.panel_elements());
   const Buffer<AccumulatorOf<P>> scratch(slots * kRowBlock * kWidthBlock);
   const auto multiply_part = [&](int64_t panel, const P* data, int64_t part, int64_t parts, int64_t slot) {
