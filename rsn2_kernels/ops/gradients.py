@@ -61,11 +61,11 @@ def register_gradients(
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
         # The bias sums dy as it came, so that its bits do not depend on which other gradients are asked for.
         shared = laid_out(dy, ctx.rest) if needs_x and needs_values else dy
-        return (
-            dx(shared, values, index, *ctx.size, *ctx.rest) if needs_x else None,
-            dvalues(shared, x, index, *ctx.rest) if needs_values else None,
-            dbias(dy, index, *ctx.rest) if needs_bias else None,
-        )
+        # First what finds dy in the caches, last what the layer in front will read.
+        of_bias = dbias(dy, index, *ctx.rest) if needs_bias else None
+        of_values = dvalues(shared, x, index, *ctx.rest) if needs_values else None
+        of_x = dx(shared, values, index, *ctx.size, *ctx.rest) if needs_x else None
+        return of_x, of_values, of_bias
 
     def keep_dx(ctx: Any, operands: list[Any], others: tuple[Any, ...], output: Tensor) -> None:
         index, *tail = others
