@@ -215,8 +215,9 @@ const Problem kLinear[] = {
     linear_problem(200, 33, 50, 0.1), linear_problem(257, 9, 40, 0.4), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
     linear_problem(1, 70, 129, 0.4)};
 
-// Of panels that are read in parts, forwards and backwards.
-const Problem kInParts[] = {linear_problem(65, 40, 2500, 0.02), linear_problem(65, 2500, 40, 0.02)};
+// Of panels that are read in parts, forwards and backwards, as the second-level cache asks for it and as the first does.
+const Problem kInParts[] = {linear_problem(65, 40, 2500, 0.02), linear_problem(65, 2500, 40, 0.02),
+                            linear_problem(130, 220, 240, 0.3)};
 // Of one position, with values enough that memory is asked for them ahead.
 const Problem kAhead = linear_problem(1, 1000, 1100, 0.5);
 

@@ -94,11 +94,13 @@ def test_the_words_are_those_of_the_masks() -> None:
 def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.load())
+    # What is left of the costs when all but one are nothing.
+    known = {"dense": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu by bits": (0.0, 0.0, 1.0)}
+    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs({("linear", torch.float32, False): known}, "made up"))
     half, most = (rk.SparsePattern.from_mask(random_mask(500, 500, density, 0)) for density in (0.5, 0.9))
     one_row = [rk.explain("linear", pattern, 1, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
     rows = [rk.explain("linear", pattern, 2, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
-    assert one_row[1] < 1.1 * one_row[0] and rows[1] > 1.5 * rows[0]
+    assert one_row[1] == one_row[0] and rows[1] > 1.5 * rows[0]
 
 
 @pytest.mark.parametrize("case", [LinearCase(70, 300, (1,), 0.1), LinearCase(70, 300, (2,), 0.5)], ids=str)
