@@ -62,8 +62,15 @@ def test_the_core_compiles_for_arm_and_keeps_its_promises_there(compiler: str, t
         emulator = [EMULATOR] if EMULATOR and not NATIVE else []
         commands += [[*emulator, str(build / "csrc" / "tests" / program)] for program in programs]
     for command in commands:
+        # What asks for "-o -" gets a file of that name from zig, in the folder where it runs.
         done = subprocess.run(
-            command, env=environment, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert done.returncode == 0, done.stdout
         assert "warning:" not in done.stdout, done.stdout
