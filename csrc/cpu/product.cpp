@@ -38,10 +38,12 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
 // product reads longer runs and pays more for a short row.
 constexpr int64_t kMultiplyBytes = 1 << 18, kMultiplyFirstLevelBytes = 5 << 13, kSampleBytes = 1 << 19;
 
-// Bytes of weights that stay in the second-level cache beside a panel.
+// Bytes of weights that stay in the second-level cache beside a panel: of one panel, 600 KB gained by parts for the first-level
+// cache and 2.4 MB lost (Zen 4).
 constexpr int64_t kWeightBytes = 3 << 18;
 
 // Weights of a row that are worth a start of their own: a part with fewer loses more by it than the first-level cache gives.
+// Of 12, 20 and 28 the best at densities 0.05 to 0.25 (512 x 1000 x 1000, Zen 4).
 constexpr int64_t kPartWeights = 20;
 
 // Parts into which rows are cut so that each reads features that stay in a core's cache. Only where an index counts
