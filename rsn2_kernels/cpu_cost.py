@@ -29,15 +29,16 @@ row of x, a product by the bits of the mask. "lines" is the batch, filled up to 
 
 OPERATORS = ("linear", "conv2d")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-KINDS = tuple(itertools.product(OPERATORS, DTYPES, (False, True)))
-"""What costs are of: an operator, the type of its operands, and whether it trains."""
+PRODUCTS = ("forward", "dx", "dvalues")
+KINDS = tuple(itertools.product(OPERATORS, DTYPES, PRODUCTS))
+"""What costs are of: an operator, the type of its operands, and which of its products."""
 
 # Numbers of four bytes in a cache line.
 _LINE = 16
 _BUILT_IN = Path(__file__).with_name("cpu_costs.json")
 
-Table = Mapping[tuple[str, torch.dtype, bool], Mapping[str, tuple[float, ...]]]
-"""One of KINDS -> name of FEATURES -> nanoseconds per unit of each, on one thread; of a third of a step that trains."""
+Table = Mapping[tuple[str, torch.dtype, str], Mapping[str, tuple[float, ...]]]
+"""One of KINDS -> name of FEATURES -> nanoseconds per unit of each, on one thread."""
 
 
 class Costs(NamedTuple):
@@ -47,9 +48,9 @@ class Costs(NamedTuple):
     origin: str
 
 
-def key(op: str, dtype: torch.dtype, trains: bool) -> str:
+def key(op: str, dtype: torch.dtype, product: str) -> str:
     """The name in the file of one of KINDS."""
-    return f"{op} {str(dtype).removeprefix('torch.')}{', training' if trains else ''}"
+    return f"{op} {str(dtype).removeprefix('torch.')}, {product}"
 
 
 def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, tuple[float, ...]]:
@@ -66,15 +67,14 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * lines)}
 
 
-def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, trains: bool = False) -> dict[str, float]:
-    """Predicted seconds of one product of "linear" or "conv2d" by each backend: the forward one, or a mean one of a
-    step that trains.
+def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, product: str) -> dict[str, float]:
+    """Predicted seconds of one of PRODUCTS of "linear" or "conv2d" by each backend.
 
     More threads speed up both sides alike, and are left out.
     """
-    if cpu.unavailable is not None or (op, dtype, trains) not in COSTS.table:
+    if cpu.unavailable is not None or (op, dtype, product) not in COSTS.table:
         return {"dense": 0.0}
-    known = COSTS.table[op, dtype, trains]
+    known = COSTS.table[op, dtype, product]
     by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
     return {
         backend.partition(" ")[0]: 1e-9 * sum(cost * much for cost, much in zip(known[backend], amounts, strict=True))
@@ -125,10 +125,12 @@ def read(path: Path) -> tuple[dict[str, Any], Table]:
         raise ValueError(f"{path}: expected what `rsn2 calibrate` writes, a table with the field 'costs'.")
     if content.get("features") != {name: list(parts) for name, parts in FEATURES.items()}:
         raise ValueError(f"{path}: costs of other features than this version has; run `rsn2 calibrate` again.")
+    if missing := [name for name in itertools.starmap(key, KINDS) if name not in rows]:
+        raise ValueError(f"{path}: no costs of {missing[0]!r}; run `rsn2 calibrate` again.")
     table = {}
     for kind in KINDS:
         name = key(*kind)
-        found = rows[name].get("nanoseconds") if isinstance(rows.get(name), dict) else None
+        found = rows[name].get("nanoseconds") if isinstance(rows[name], dict) else None
         if not isinstance(found, dict) or not {"dense", "cpu"} <= set(found) <= set(FEATURES):
             raise ValueError(f"{path}, {name!r}: expected 'nanoseconds' of 'dense' and 'cpu'. Got {found!r}.")
         for backend, costs in found.items():

@@ -1,11 +1,14 @@
 """Which backend runs a call, and why: a small cost model picks the faster of the backends.
 
-Costs are predicted seconds of one product: the forward one, or of a call that trains the mean one of the three, by one
-backend. The models are in cpu_cost.py and gpu_cost.py.
+Costs are predicted seconds of one product: the forward one, or of a call that trains the mean one of the three. The
+models are in cpu_cost.py and gpu_cost.py. On the CPU each of the three may have a backend of its own: such a mixture
+has a name like any backend, "cpu/dense/dense" for forward, dx and dvalues.
 """
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import cast
 
 import torch
@@ -28,6 +31,25 @@ _MODULES = cast(
 )
 
 
+def _mixture(*backends: str) -> Backend:
+    """The forward products of the first of three backends, the ``_dx`` of the second, the ``_dvalues`` of the third."""
+    functions = {
+        op + product: getattr(_MODULES[backend], op + product)
+        for product, backend in zip(("", "_dx", "_dvalues"), backends, strict=True)
+        for op in OPERATORS
+    }
+    return cast(Backend, SimpleNamespace(**functions))
+
+
+_OF_PRODUCTS = {
+    "/".join(names) if len(set(names)) > 1 else names[0]: names
+    for names in itertools.product(("dense", "cpu"), repeat=len(cpu_cost.PRODUCTS))
+}
+"""What may run on the CPU without being asked for -> the backend of each of `cpu_cost.PRODUCTS`."""
+
+_MODULES |= {name: _mixture(*names) for name, names in _OF_PRODUCTS.items() if name not in _MODULES}
+
+
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot run the call."""
 
@@ -37,9 +59,9 @@ class Explanation:
     """The backend that `backend=None` runs, and how it was chosen.
 
     Attributes:
-        backend: name of the choice.
-        seconds: predicted seconds of one forward product, per backend that could run it; 0 where there is nothing to
-            choose from, and so nothing was predicted.
+        backend: name of the choice; "cpu/dense/dense" and the like where forward, dx and dvalues have different ones.
+        seconds: predicted seconds of one forward product, or of a third of a training step, per backend that could run
+            it; 0 where there is nothing to choose from, and so nothing was predicted.
         unavailable: why each other backend could not.
         reason: the choice in one sentence.
     """
@@ -58,7 +80,7 @@ class Explanation:
 
 
 def module(name: str) -> Backend:
-    """The module of a backend that is known to be available."""
+    """The module of a backend, or what serves as one for a mixture, that is known to be available."""
     return _MODULES[name]
 
 
@@ -78,14 +100,14 @@ def index(
     weight: CsrIndex,
     with_columns: bool,
     geometry: ConvGeometry | None = None,
-    single: bool = False,
+    with_words: bool = False,
 ) -> list[Tensor]:
     """The index tensors that a backend reads: those of the weight, and what the backend derives from them.
 
-    ``single``: the sum for one row of x may run in another order than in a larger batch, where that is faster.
+    ``with_words``: the sum for one row of x may run in another order than in a larger batch, where that is faster.
     """
-    if backend == "cpu":
-        return cpu.index(weight, with_columns, geometry, single)
+    if backend in _OF_PRODUCTS and backend != "dense":
+        return cpu.index(weight, with_columns, geometry, with_words)
     tensors = weight.index(with_columns)
     if backend == "dense" and weight.device.type == "cpu":
         return tensors + cpu.mask_words(weight)
@@ -132,17 +154,20 @@ def resolve(
 
     A backend that is asked for by name gives a row the same bits in every batch.
     """
-    # Of a stack, any task may have one row.
-    single = backend is None and (batch == 1 or weight.stacks > 1)
-    if is_traced():
+
+    def found_anew() -> tuple[str, list[Tensor]]:
         name = choose(op, weight, batch, dtype, backend, geometry, trains)
-        return name, index(name, weight, with_columns, geometry, single)
+        # Of a stack, any task may have one row; a mixture copies by them.
+        with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
+        return name, index(name, weight, with_columns, geometry, with_words)
+
+    if is_traced():
+        return found_anew()
     known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
     key = (op, batch, dtype, backend, with_columns, geometry, trains)
     found = known.get(key)
     if found is None:
-        name = choose(op, weight, batch, dtype, backend, geometry, trains)
-        found = name, index(name, weight, with_columns, geometry, single)
+        found = found_anew()
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found
@@ -185,9 +210,10 @@ def explain(
     if geometry is not None:
         check_filters(pattern, geometry)
     where = torch.device(device)
-    costs = _costs(op, pattern, batch, dtype, where, geometry, training)
-    best = _cheapest(costs)
+    predicted = _costs(op, pattern, batch, dtype, where, geometry, training)
+    best = _cheapest(predicted)
     known = available_backends()
+    costs = {name: cost for name, cost in predicted.items() if name in known or name == best}
     unavailable = {name: why for name in known if (why := _why_not(name, where, dtype, op)) is not None}
     if "cpu" not in costs:
         unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
@@ -214,12 +240,13 @@ def check_filters(pattern: SparsePattern, geometry: ConvGeometry) -> None:
 
 def _why_not(backend: str, device: torch.device, dtype: torch.dtype, op: str = "linear") -> str | None:
     known = available_backends()
-    if backend not in known:
+    if backend not in _MODULES:
         return f"there is no such backend; there are {sorted(known)}"
-    status = known[backend]
+    mixed = backend not in known
+    status = known["cpu" if mixed else backend]
     if isinstance(status, str):
         return status
-    if backend == "cpu" and device.type != "cpu":
+    if (mixed or backend == "cpu") and device.type != "cpu":
         return f"it runs on the CPU, and the operands are on {device.type}"
     if backend == "cuda":
         return cuda.why_not(op, device, dtype)
@@ -250,9 +277,18 @@ def _costs(
     """Predicted seconds of one product, the forward one or a mean one of a step that trains, on ``device``."""
     if device.type == "cuda":
         return _gpu_costs(op, weight, batch, dtype, device, geometry, trains)
+    if device.type != "cpu":
+        return {"dense": 0.0}
     # A grouped product is one product per task.
     op = op.removeprefix("grouped_")
-    return cpu_cost.seconds(op, weight, batch, dtype, trains) if device.type == "cpu" else {"dense": 0.0}
+    forward = cpu_cost.seconds(op, weight, batch, dtype, "forward")
+    if not trains or len(forward) == 1:
+        return forward
+    costs = [forward, *(cpu_cost.seconds(op, weight, batch, dtype, product) for product in ("dx", "dvalues"))]
+    return {
+        name: sum(of[backend] for of, backend in zip(costs, names, strict=True)) / len(names)
+        for name, names in _OF_PRODUCTS.items()
+    }
 
 
 def _gpu_costs(

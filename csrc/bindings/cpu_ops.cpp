@@ -357,27 +357,31 @@ Tensor conv2d_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, IntList kern
 
 Tensor expand(Tensor values, Tensor crow, Tensor col, Words words, int64_t cols) {
   const char* const op = "rsn2_cpu::expand";
-  const int64_t nnz = check_compressed(op, "crow", crow, "col", col), rows = crow.size(0) - 1;
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), rows = crow.size(0) - 1;
   check_vector(op, "values", values, values.scalar_type(), nnz);
   STD_TORCH_CHECK(cols >= 0, op, ": expected cols of at least 0, got ", cols);
   check_words(op, words, crow, cols);
   Tensor dense = empty(values, {rows, cols});
   with_type(op, values.scalar_type(), [&](auto element) {
-    using S = decltype(element);
-    cpu::expand<S>(context(), csr<int32_t>(crow, col, words), read<S>(values), cols, write<S>(dense));
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::expand(context(), csr<decltype(index)>(crow, col, words), read<S>(values), cols, write<S>(dense));
+    });
   });
   return dense;
 }
 
 Tensor gather(Tensor dense, Tensor crow, Tensor col, Words words) {
   const char* const op = "rsn2_cpu::gather";
-  const int64_t nnz = check_compressed(op, "crow", crow, "col", col), cols = dense.dim() == 2 ? dense.size(1) : 0;
+  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), cols = dense.dim() == 2 ? dense.size(1) : 0;
   check_matrix(op, "dense", dense, dense.scalar_type(), crow.size(0) - 1, cols);
   check_words(op, words, crow, cols);
   Tensor values = empty(dense, {nnz});
   with_type(op, dense.scalar_type(), [&](auto element) {
-    using S = decltype(element);
-    cpu::gather<S>(context(), csr<int32_t>(crow, col, words), read<S>(dense), cols, write<S>(values));
+    with_index(col, [&](auto index) {
+      using S = decltype(element);
+      cpu::gather(context(), csr<decltype(index)>(crow, col, words), read<S>(dense), cols, write<S>(values));
+    });
   });
   return values;
 }

@@ -13,8 +13,8 @@ namespace rsn2::cpu {
 inline constexpr int64_t kFillsPerWork = 4;
 
 // How elements are copied by the bits of the weight's mask; null: not so.
-template <class S>
-const BitCopies<CopiedAs<S>>* bit_copies(const Context& context, const Csr<int32_t>& weight) {
+template <class S, class I>
+const BitCopies<CopiedAs<S>>* bit_copies(const Context& context, const Csr<I>& weight) {
   const BitKernels* const kernels = weight.words ? context.kernels.bits : nullptr;
   if constexpr (std::is_same_v<CopiedAs<S>, float>) {
     return kernels ? &kernels->four_bytes : nullptr;
@@ -26,8 +26,8 @@ const BitCopies<CopiedAs<S>>* bit_copies(const Context& context, const Csr<int32
 }
 
 // dense [rows, cols] contiguous: values where the weight is, 0 elsewhere.
-template <class S>
-void expand(const Context& context, const Csr<int32_t>& weight, const S* values, int64_t cols, S* dense) {
+template <class S, class I>
+void expand(const Context& context, const Csr<I>& weight, const S* values, int64_t cols, S* dense) {
   using C = CopiedAs<S>;
   const BitCopies<C>* const copies = bit_copies<S>(context, weight);
   const int64_t work = weight.nnz + weight.rows * cols / kFillsPerWork;
@@ -38,7 +38,7 @@ void expand(const Context& context, const Csr<int32_t>& weight, const S* values,
     for (int64_t row = begin; row < end; ++row) {
       S* const out = dense + row * cols;
       std::fill_n(out, cols, S{});
-      const int32_t* const col = weight.col;
+      const I* const col = weight.col;
       const int64_t row_end = weight.crow[row + 1];
 #pragma GCC unroll 8
       for (int64_t k = weight.crow[row]; k < row_end; ++k) out[col[k]] = values[k];
@@ -47,8 +47,8 @@ void expand(const Context& context, const Csr<int32_t>& weight, const S* values,
 }
 
 // values[k] = what stands in dense [rows, cols] where weight k is.
-template <class S>
-void gather(const Context& context, const Csr<int32_t>& weight, const S* dense, int64_t cols, S* values) {
+template <class S, class I>
+void gather(const Context& context, const Csr<I>& weight, const S* dense, int64_t cols, S* values) {
   using C = CopiedAs<S>;
   const BitCopies<C>* const copies = bit_copies<S>(context, weight);
   context.parallel.for_parts(weight.rows, weight.nnz, [&](int64_t begin, int64_t end) {

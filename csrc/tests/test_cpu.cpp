@@ -327,11 +327,11 @@ void test_expansion_by_words(const cpu::Microkernels& kernels) {
     const cpu::Csr<int32_t> by_word{p.rows, weight.nnz(), weight.crow.data(), weight.col.data(), words.data(),
                                     (cols + 63) / 64};
     std::vector<S> right(p.rows * cols), dense(p.rows * cols), packed(values.size());
-    cpu::expand<S>({kernels, threads(1)}, by_index, values.data(), cols, right.data());
+    cpu::expand({kernels, threads(1)}, by_index, values.data(), cols, right.data());
     for (const int64_t count : {1, 3}) {
       const cpu::Context context{kernels, threads(count)};
-      cpu::expand<S>(context, by_word, values.data(), cols, dense.data());
-      cpu::gather<S>(context, by_word, right.data(), cols, packed.data());
+      cpu::expand(context, by_word, values.data(), cols, dense.data());
+      cpu::gather(context, by_word, right.data(), cols, packed.data());
       const std::string what = std::string(kernels.name) + " " + type_name<S>() + " " + std::to_string(cols) + " columns";
       expect(same_bits(dense, right), what + ": expand by words is that by indices");
       expect(same_bits(packed, values), what + ": gather by words takes what the weight owns");
@@ -340,16 +340,17 @@ void test_expansion_by_words(const cpu::Microkernels& kernels) {
 }
 
 // Rows without weights and a row of all of them included; nothing beside the matrix is written.
-template <class S>
+template <class S, class I>
 void test_expansion(const cpu::Microkernels& kernels) {
-  const std::vector<int32_t> crow = {0, 2, 2, 5, 6}, col = {0, 2, 0, 1, 2, 1};
+  const std::vector<int32_t> crow = {0, 2, 2, 5, 6};
+  const std::vector<I> col = {0, 2, 0, 1, 2, 1};
   const std::vector<S> values = stored<S>({1, 2, 3, 4, 5, 6}), none = stored<S>({-1, -1});
   const std::vector<S> expected = stored<S>({1, 0, 2, 0, 0, 0, 3, 4, 5, 0, 6, 0, -1, -1});
-  const cpu::Csr<int32_t> weight{4, 6, crow.data(), col.data()};
+  const cpu::Csr<I> weight{4, 6, crow.data(), col.data()};
   for (const int64_t count : {1, 3}) {
     std::vector<S> dense = stored<S>(std::vector<double>(14, -1)), packed = stored<S>(std::vector<double>(8, -1));
-    cpu::expand<S>({kernels, threads(count)}, weight, values.data(), 3, dense.data());
-    cpu::gather<S>({kernels, threads(count)}, weight, expected.data(), 3, packed.data());
+    cpu::expand({kernels, threads(count)}, weight, values.data(), 3, dense.data());
+    cpu::gather({kernels, threads(count)}, weight, expected.data(), 3, packed.data());
     expect(same_bits(dense, expected), type_name<S>() + ": expand puts values where the weight is, and zeros elsewhere");
     expect(same_bits(packed, joined(values, none)), type_name<S>() + ": gather takes what the weight owns");
   }
@@ -357,7 +358,8 @@ void test_expansion(const cpu::Microkernels& kernels) {
 
 template <class S>
 void test_operators(const cpu::Microkernels& kernels) {
-  test_expansion<S>(kernels);
+  test_expansion<S, int32_t>(kernels);
+  test_expansion<S, uint16_t>(kernels);
   test_expansion_by_words<S>(kernels);
   std::mt19937 random(1);
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, true, random);

@@ -65,18 +65,19 @@ WORTH_BITS = 8
 a column costs 0.05 ns by its bit, a weight 0.3 ns by its index (AVX-512, Zen 5)."""
 
 
-def index(weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None, single: bool = False) -> list[Tensor]:
+def index(
+    weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None, with_words: bool = False
+) -> list[Tensor]:
     """The index tensors of a weight; those of linear products with 16-bit columns and rows where they fit.
 
-    ``single``: with the words of the mask, if one row of x is multiplied faster by them.
+    ``with_words``: with the words of the mask, if one row of x, or a copy, is quicker by them.
     """
     tensors = weight.index(with_columns)
-    if geometry is not None:
-        return tensors
-    for place, size in ((1, weight.shape[1]), (3, weight.shape[0])):
-        if place < len(tensors) and size <= NARROW:
-            tensors[place] = _narrow(weight, place, tensors[place])
-    return tensors + mask_words(weight) if single else tensors
+    if geometry is None:
+        for place, size in ((1, weight.shape[1]), (3, weight.shape[0])):
+            if place < len(tensors) and size <= NARROW:
+                tensors[place] = _narrow(weight, place, tensors[place])
+    return tensors + mask_words(weight) if with_words else tensors
 
 
 def is_worth_bits(weight: CsrIndex) -> bool:
@@ -151,7 +152,7 @@ def conv2d(
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
     """The same convolution over the column order."""
-    result: Tensor = _conv2d_dx(dy, values.contiguous(), *index[2:], size, *geometry)
+    result: Tensor = _conv2d_dx(dy, values.contiguous(), *index[2:5], size, *geometry)
     return result
 
 

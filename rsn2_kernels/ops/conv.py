@@ -39,7 +39,8 @@ def conv2d(
         stride, padding, dilation: an int or ``(vertical, horizontal)``; the padding is zeros.
         groups: row r sees the channels of group ``r // (rows / groups)``.
         kernel_size: ``kh = kw`` or ``(kh, kw)``.
-        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest.
+        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest; see
+            :func:`linear`.
         activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
             where no gradient is recorded.
 

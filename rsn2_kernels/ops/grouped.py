@@ -39,8 +39,8 @@ def grouped_linear(
         task_of_row: int32 or int64, of shape ``x.shape[:-1]``: the position of each row's task in ``vs`` and ``ps``.
             A task may have any number of rows, none included.
         biases: T tensors ``[rows]``, or one ``[T, rows]``, or None.
-        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest. On a GPU the
-            ``dense`` backend waits for the device to learn how many rows each task has.
+        backend: a name from :func:`available_backends`, or None for the one predicted to be fastest; see
+            :func:`linear`. On a GPU the ``dense`` backend waits for the device to learn how many rows each task has.
 
     Returns:
         ``[..., rows]``, in the dtype of the operands (autocast's where it is on). Types narrower than float32

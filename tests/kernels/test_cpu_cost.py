@@ -15,6 +15,7 @@ from .cases import random_mask
 from .precision import DTYPES
 
 OPERATORS = ("linear", "conv2d")
+PRODUCTS = ("forward", "dx", "dvalues")
 PATTERN = rk.SparsePattern.from_mask(random_mask(64, 128, 0.1, 0))
 
 
@@ -42,7 +43,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_built_in_costs_are_sound_and_cover_every_operator_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSN2_CPU_COSTS", "")
     costs = cpu_cost.load()
-    assert set(costs.table) == {(op, dtype, trains) for op in OPERATORS for dtype in DTYPES for trains in (False, True)}
+    assert set(costs.table) == {(op, dtype, product) for op in OPERATORS for dtype in DTYPES for product in PRODUCTS}
     assert costs.origin.startswith("built in")
 
 
@@ -54,7 +55,7 @@ def test_a_file_of_this_machine_decides(
     monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.load())
     assert cpu_cost.COSTS.origin == f"measured here, {named}"
     for batch in (1, 512):
-        predicted = cpu_cost.seconds("linear", PATTERN, batch, torch.float32)
+        predicted = cpu_cost.seconds("linear", PATTERN, batch, torch.float32, "dx")
         assert set(predicted) <= {"dense", "cpu"}
         if rk.available_backends()["cpu"] is True:
             said = rk.explain("linear", PATTERN, batch, torch.float32, "cpu")
@@ -68,7 +69,7 @@ def test_a_prediction_is_the_sum_of_what_all_work_costs(named: Path, monkeypatch
     write(named, content(2.0, 3.0))
     monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.load())
     amounts = cpu_cost.features(PATTERN, 512)
-    predicted = cpu_cost.seconds("linear", PATTERN, 512, torch.float32)
+    predicted = cpu_cost.seconds("linear", PATTERN, 512, torch.float32, "dvalues")
     assert predicted["dense"] == pytest.approx(2e-9 * sum(amounts["dense"]))
     assert predicted["cpu"] == pytest.approx(3e-9 * sum(amounts["cpu"]))
 
@@ -89,7 +90,7 @@ def without(row: str) -> dict[str, Any]:
 
 def changed(costs: object, backend: str = "dense") -> dict[str, Any]:
     found = content()
-    found["costs"]["conv2d bfloat16"]["nanoseconds"][backend] = costs
+    found["costs"]["conv2d bfloat16, dx"]["nanoseconds"][backend] = costs
     return found
 
 
@@ -99,8 +100,9 @@ def changed(costs: object, backend: str = "dense") -> dict[str, Any]:
         ([], "field 'costs'"),
         ({"costs": 1}, "field 'costs'"),
         (content() | {"features": {"dense": ["call"]}}, "run `rsn2 calibrate` again"),
-        (without("linear float64"), r"'linear float64'.*Got None"),
-        (changed([1.0] * 4), r"'conv2d bfloat16', 'dense': expected 5 numbers"),
+        (without("linear float64, dx"), "no costs of 'linear float64, dx'; run `rsn2 calibrate` again"),
+        (content() | {"costs": content()["costs"] | {"linear float64, dx": None}}, r"'linear float64, dx'.*Got None"),
+        (changed([1.0] * 4), r"'conv2d bfloat16, dx', 'dense': expected 5 numbers"),
         (changed([1.0, 1.0, 1.0, 1.0, -1e-9]), "not negative"),
         (changed([1.0, 1.0, 1.0, 1.0, math.nan]), "finite"),
         (changed([1.0, 1.0, 1.0, 1.0, math.inf]), "finite"),

@@ -96,7 +96,7 @@ def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions
 ) -> None:
     # What is left of the costs when all but one are nothing.
     known = {"dense": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu by bits": (0.0, 0.0, 1.0)}
-    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs({("linear", torch.float32, False): known}, "made up"))
+    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs({("linear", torch.float32, "forward"): known}, "made up"))
     half, most = (rk.SparsePattern.from_mask(random_mask(500, 500, density, 0)) for density in (0.5, 0.9))
     one_row = [rk.explain("linear", pattern, 1, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
     rows = [rk.explain("linear", pattern, 2, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
@@ -118,7 +118,7 @@ def test_words_are_made_once_and_counted() -> None:
     pattern = rk.SparsePattern.from_mask(random_mask(70, 300, 0.5, 0))
     dispatch.index("cpu", pattern, with_columns=False)
     before = pattern.nbytes
-    first = words_of(dispatch.index("cpu", pattern, with_columns=False, single=True))
+    first = words_of(dispatch.index("cpu", pattern, with_columns=False, with_words=True))
     assert pattern.nbytes == before + 70 * 5 * 8
     assert words_of(dispatch.index("dense", pattern, with_columns=False)) is first
 
@@ -127,7 +127,7 @@ def test_words_are_made_once_and_counted() -> None:
 def test_opcheck_passes(product: str) -> None:
     operands = LinearCase(6, 90, (1,), 0.5).operands(torch.float32)
     x, values, dy = operands.x, operands.values, operands.dy
-    index, short = (dispatch.index("cpu", operands.pattern, columns, single=True) for columns in (True, False))
+    index, short = (dispatch.index("cpu", operands.pattern, columns, with_words=True) for columns in (True, False))
     arguments = {
         "linear": (x, values, operands.bias, index, "relu", "cpu"),
         "linear_dx": (dy, values.detach(), index, "cpu"),

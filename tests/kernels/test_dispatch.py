@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import rsn2_kernels as rk
+from rsn2_kernels import cpu_cost
 
-from .cases import SMALL, ConvCase, LinearCase, random_mask
+from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, random_mask
 from .precision import DTYPES
 
 PATTERN = rk.SparsePattern.from_mask(random_mask(64, 128, 0.1, 0))
@@ -102,3 +103,82 @@ def test_no_name_runs_the_backend_that_explain_names(case: LinearCase | ConvCase
 @pytest.mark.parametrize("case", [LinearCase(9, 8, (0,)), ConvCase(0, 2, 3, (5, 5), (3, 3))], ids=str)
 def test_an_empty_batch_runs_without_a_name(case: LinearCase | ConvCase) -> None:
     assert case.call(case.operands(torch.float32), None).numel() == 0
+
+
+MIXED = ("cpu/dense/dense", "dense/cpu/dense", "dense/dense/cpu", "cpu/cpu/dense", "cpu/dense/cpu", "dense/cpu/cpu")
+EACH_PRODUCT: tuple[Case, ...] = (
+    *SMALL.values(),
+    LinearCase(70, 300, (1,), 0.5),
+    LinearCase(40, 130, (33,), 0.4),
+    ConvCase(2, 4, 8, (9, 7), (3, 3), groups=2),
+    GroupedCase(4, 33, 70, (9,), 0.4, absent=(1,), empty=(2,)),
+)
+
+
+@pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason="nothing to mix")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", EACH_PRODUCT, ids=str)
+@pytest.mark.parametrize("mixture", MIXED)
+def test_each_product_runs_on_the_backend_that_is_cheapest_for_it(
+    mixture: str, case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands = case.operands(dtype)
+    backends = mixture.split("/")
+
+    def products(backend: str | None) -> list[torch.Tensor]:
+        y = case.call(operands, backend)
+        return [y, *torch.autograd.grad(y, [operands.x, operands.values], operands.dy)]
+
+    alone = {backend: products(backend) for backend in ("cpu", "dense")}
+    expected = [alone[backend][place] for place, backend in enumerate(backends)]
+    _make_cheapest(backends, monkeypatch)
+    for found, right in zip(products(mixture), expected, strict=True):
+        assert torch.equal(found, right)
+    # The words of the mask may serve a single row, in other order.
+    for found, right in zip(products(None), expected, strict=True):
+        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason="nothing to mix")
+def test_explain_names_the_backend_of_each_product_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    _make_cheapest(["cpu", "dense", "dense"], monkeypatch)
+    said = rk.explain("linear", PATTERN, 32, torch.float32, "cpu", training=True)
+    assert said.backend == "cpu/dense/dense" == min(said.seconds, key=said.seconds.__getitem__)
+    assert set(said.seconds) == {"cpu", "dense", "cpu/dense/dense"}
+    assert rk.explain("linear", PATTERN, 32, torch.float32, "cpu").backend == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cpu/dense", "cpu/cpu/cpu", "cpu/dense/triton", "cpu/dense/dense/dense", "/", ""])
+def test_a_mixture_of_other_backends_is_refused(name: str) -> None:
+    operands = SMALL["linear"].operands(torch.float32)
+    with pytest.raises(rk.BackendError, match=f"'{name}' cannot run this call: there is no such backend"):
+        SMALL["linear"].call(operands, name)
+
+
+def _make_cheapest(backends: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each of the three products costs by which this backend is the cheapest."""
+    table = {}
+    for op, dtype, product in cpu_cost.KINDS:
+        cheap = backends[cpu_cost.PRODUCTS.index(product)]
+        table[op, dtype, product] = {
+            name: (0.0 if name.startswith(cheap) else 1.0,) * len(of) for name, of in cpu_cost.FEATURES.items()
+        }
+    monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs(table, "made up"))
+
+
+@pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason="nothing to mix")
+@pytest.mark.parametrize("operator", SMALL)
+def test_a_mixture_compiles(operator: str) -> None:
+    torch.compiler.reset()
+    case = SMALL[operator]
+    operands = case.operands(torch.float64)
+    inputs = list(operands.inputs.values())
+    found, expected = (
+        torch.autograd.grad(function(), inputs, operands.dy)
+        for function in (
+            torch.compile(lambda: case.call(operands, "cpu/dense/dense"), fullgraph=True, backend="aot_eager"),
+            lambda: case.call(operands, "cpu/dense/dense"),
+        )
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

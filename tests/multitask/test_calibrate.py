@@ -59,10 +59,10 @@ def test_the_command_writes_what_the_choice_of_a_backend_reads(tmp_path: Path, m
     done = CliRunner().invoke(app, ["calibrate", "--seconds", "0.001"])
     assert done.exit_code == 0, done.output
     assert torch.get_num_threads() == threads
-    assert "conv2d float16" in done.output and f"written to {file}" in done.output.replace("\n", "")
+    assert "conv2d float16, dvalues" in done.output and f"written to {file}" in done.output.replace("\n", "")
     about, table = cpu_cost.read(file)
     assert about == cpu_cost.machine() and set(table) == set(cpu_cost.KINDS)
-    assert "cpu by bits" in table["linear", torch.float32, True], "one row of x at density 0.5"
+    assert "cpu by bits" in table["linear", torch.float32, "dx"], "one row of x at density 0.5"
     said = subprocess.run(
         [sys.executable, "-c", "from rsn2_kernels import cpu_cost; print(cpu_cost.COSTS.origin)"],
         env=os.environ | {"RSN2_CPU_COSTS": str(file)},

@@ -1,11 +1,12 @@
 """What the CPU's backends cost on this machine: the constants by which `backend=None` chooses, and how well it does.
 
-Forward products of the `dense` and `cpu` backends, and steps of training, are timed on one thread, over shapes,
-densities, batches and dtypes; costs that are not negative are fitted to them by least squares on the relative error.
+The three products of the `dense` and `cpu` backends are timed on one thread, over shapes, densities, batches and
+dtypes; costs that are not negative are fitted to them by least squares on the relative error.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from rsn2 import extras, machine
 from rsn2.bench.timing import medians
 from rsn2_kernels import cpu_cost, dispatch
 from rsn2_kernels.backends import cpu
-from rsn2_kernels.ops.linear import _LINEAR
+from rsn2_kernels.geometry import checked_geometry
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 LINEAR = ((10, 1000), (64, 64), (256, 256), (1000, 1000), (128, 2048), (2048, 512))
@@ -32,11 +33,11 @@ CONVOLUTIONS = (
     (128, 64, 7, 16),
     (64, 64, 28, 64),
 )
-Calls = dict[str, Callable[[], Any]]
+_GEOMETRY = checked_geometry(3, 1, 1, 1, 1)
 
 
 class Product(NamedTuple):
-    """A product to time, or a step of training with it.
+    """A product to time.
 
     Attributes:
         density: of its weight.
@@ -48,26 +49,28 @@ class Product(NamedTuple):
     density: float
     pattern: rk.SparsePattern
     batch: int
-    calls: Calls
+    calls: dict[str, Callable[[], Tensor]]
 
 
-def products(op: str, dtype: torch.dtype, trains: bool) -> Iterator[Product]:
+def products(op: str, dtype: torch.dtype, product: str) -> Iterator[Product]:
     """What is timed of one of `cpu_cost.KINDS`, made one after the other."""
     generator = torch.Generator().manual_seed(0)
 
-    def operands(rows: int, cols: int, density: float, *x: int) -> tuple[rk.SparsePattern, Tensor, Tensor]:
+    def made(rows: int, cols: int, density: float, batch: int, x: tuple[int, ...], dy: tuple[int, ...]) -> Product:
         pattern = rk.SparsePattern.from_mask(torch.rand(rows, cols, generator=generator) < density)
-        values = torch.randn(pattern.nnz, generator=generator).to(dtype).requires_grad_(trains)
-        return pattern, values, torch.randn(x, generator=generator).to(dtype).requires_grad_(trains)
+        values, *operands = (torch.randn(size, generator=generator).to(dtype) for size in ((pattern.nnz,), x, dy))
+        by_bits = batch == 1 and dtype != torch.float64 and cpu.is_worth_bits(pattern)
+        names = {"dense": "dense", "cpu by bits" if by_bits else "cpu": "cpu"}
+        calls = {name: _call(op, product, backend, pattern, values, *operands) for name, backend in names.items()}
+        return Product(density, pattern, batch, calls)
 
     if op == "linear":
         for (rows, cols), density, batch in itertools.product(LINEAR, DENSITIES, BATCHES):
-            pattern, values, x = operands(rows, cols, density, batch, cols)
-            yield Product(density, pattern, batch, _steps(_linear(x, values, pattern), x, values))
+            yield made(rows, cols, density, batch, (batch, cols), (batch, rows))
     else:
         for (rows, channels, side, images), density in itertools.product(CONVOLUTIONS, DENSITIES):
-            pattern, values, x = operands(rows, channels * 9, density, images, channels, side, side)
-            yield Product(density, pattern, images * side * side, _steps(_conv2d(x, values, pattern), x, values))
+            x, dy = ((images, each, side, side) for each in (channels, rows))
+            yield made(rows, channels * 9, density, images * side * side, x, dy)
 
 
 def calibrate(seconds: float = 0.04, tell: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
@@ -98,49 +101,35 @@ def calibrate(seconds: float = 0.04, tell: Callable[[str], None] = lambda name: 
     return about | {"costs": costs}
 
 
-def _linear(x: Tensor, values: Tensor, pattern: rk.SparsePattern) -> Calls:
-    dense: Calls = {"dense": lambda: rk.linear(x, values, pattern, backend="dense")}
-    if len(x) > 1 or x.dtype == torch.float64 or not cpu.is_worth_bits(pattern):
-        return dense | {"cpu": lambda: rk.linear(x, values, pattern, backend="cpu")}
-    # As the backend is where nobody asked for it by name.
-    index = dispatch.index("cpu", pattern, with_columns=x.requires_grad, single=True)
-    return dense | {"cpu by bits": lambda: _LINEAR(x, values, None, index, "none", "cpu")}
-
-
-def _conv2d(x: Tensor, values: Tensor, pattern: rk.SparsePattern) -> Calls:
-    def call(backend: str) -> Callable[[], Tensor]:
-        return lambda: rk.conv2d(x, values, pattern, padding=1, kernel_size=3, backend=backend)
-
-    return {name: call(name) for name in ("dense", "cpu")}
-
-
-def _steps(calls: Calls, x: Tensor, values: Tensor) -> Calls:
-    """The same calls with both gradients, if there are to be any."""
-    if not x.requires_grad:
-        return calls
-    dy = torch.ones_like(calls["dense"]())
-
-    def step(call: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(call(), [x, values], dy)
-
-    return {name: step(call) for name, call in calls.items()}
+def _call(
+    op: str, product: str, backend: str, pattern: rk.SparsePattern, values: Tensor, x: Tensor, dy: Tensor
+) -> Callable[[], Tensor]:
+    """A product as it runs where nobody asked for the backend by name."""
+    run, convolves = dispatch.module(backend), op == "conv2d"
+    index = dispatch.index(
+        backend, pattern, True, _GEOMETRY if convolves else None, with_words=not convolves and len(x) == 1
+    )
+    size, rest = ([x.shape[2:]], [_GEOMETRY]) if convolves else ([], [])
+    calls: dict[str, Callable[[], Tensor]] = {
+        "forward": partial(getattr(run, op), x, values, None, index, *rest),
+        "dx": partial(getattr(run, f"{op}_dx"), dy, values, index, *size, *rest),
+        "dvalues": partial(getattr(run, f"{op}_dvalues"), dy, x, index, *rest),
+    }
+    return calls[product]
 
 
 class _Timed(NamedTuple):
-    """A product's density, amounts of work and seconds (of a step a third), by name of `cpu_cost.FEATURES`."""
+    """A product's density, amounts of work and seconds, by name of `cpu_cost.FEATURES`."""
 
     density: float
     amounts: dict[str, tuple[float, ...]]
     seconds: dict[str, float]
 
 
-def _timed(op: str, dtype: torch.dtype, trains: bool, seconds: float) -> Iterator[_Timed]:
-    for product in products(op, dtype, trains):
-        amounts = cpu_cost.features(product.pattern, product.batch, "cpu by bits" in product.calls)
-        with torch.set_grad_enabled(trains):
-            measured = medians(product.calls, seconds)
-        share = 1 / 3 if trains else 1.0
-        yield _Timed(product.density, amounts, {name: share * taken for name, taken in measured.items()})
+def _timed(op: str, dtype: torch.dtype, product: str, seconds: float) -> Iterator[_Timed]:
+    for each in products(op, dtype, product):
+        amounts = cpu_cost.features(each.pattern, each.batch, "cpu by bits" in each.calls)
+        yield _Timed(each.density, amounts, medians(each.calls, seconds))
 
 
 def _fitted(timed: list[_Timed]) -> dict[str, Any]:
