@@ -45,3 +45,15 @@ TRAIN, VAL = samples(130), samples(70, seed=1)
 def bits(model: nn.Module, task: str) -> dict[str, bytes]:
     """The bytes of all that training a task may change."""
     return {name: tensor.detach().numpy().tobytes() for name, tensor in own_tensors(model, task).items()}
+
+
+class Scripted:
+    """A loss that gives the validation the values of a script, and the training its true loss."""
+
+    def __init__(self, model: nn.Module, values: list[float]):
+        self.model, self.values = model, iter(values)
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if not self.model.training:
+            return torch.tensor(next(self.values))
+        return LOSS(output, target)
