@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from rsn2.bench import measure, noise, quiet
+from rsn2.bench import measure, noise, quiet, timing
 from rsn2.bench.timing import interleaved
 
 
@@ -28,6 +28,14 @@ def test_a_call_that_is_not_timed_goes_before_each_sample() -> None:
     interleaved(calls, 0.0, 5, before={name: (lambda: None) for name in calls})
     timed = heard[9:]
     assert len(timed) == 2 * 3 * 5 and timed[0::2] == timed[1::2]
+
+
+def test_a_long_call_is_not_repeated_for_the_sake_of_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONG", 0.001)
+    heard: list[str] = []
+    calls = {"long": lambda: (heard.append("long"), time.sleep(0.002)), "short": lambda: heard.append("short")}
+    interleaved(calls, 0.0, 5, before={name: (lambda: None) for name in calls})
+    assert heard.count("long") == 2 + 5 and heard.count("short") == 3 + 2 * 5
 
 
 def test_rounds_are_taken_again_until_the_core_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.noise import CONTROL
 from rsn2.bench.peaks import Peaks
 from rsn2.bench.quiet import Probe
-from rsn2.bench.timing import Call, interleaved, warm
+from rsn2.bench.timing import LONG, Call, interleaved, warm
 from rsn2.bench.work import UnavailableError, Work
 
 Record = dict[str, Any]
@@ -48,7 +49,7 @@ class Settings:
         device: where.
         threads: of the CPU.
         seconds: for each candidate of a case, about, all passes together.
-        rounds: samples of each candidate, at least, all passes together.
+        rounds: samples of each candidate, at least, all passes together; half as many where a call is LONG.
         passes: times that a case is measured, others between: a machine may be slow for some seconds.
         further: passes of a case that is unsure after these, at most.
         limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
@@ -124,7 +125,6 @@ def merged(first: Record, second: Record) -> Record:
 def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     torch.manual_seed(0)
     _forget()
-    seconds, rounds = settings.seconds / settings.passes, -(-settings.rounds // settings.passes)
     loud = probe.loud if probe else 0
     work = _WORK[case.op](case, settings.device)
     once = warm(work.calls, device=settings.device, before=work.before)
@@ -134,10 +134,11 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     if settings.cold:
         large = torch.ones(_EVICTED_BYTES // 4, device=settings.device)
         before = {name: _both(before.get(name), large.sum) for name in calls}
+    rounds = settings.rounds / (2 if max(once[name] for name in calls) > LONG else 1)
     samples = interleaved(
         calls,
-        seconds,
-        rounds,
+        settings.seconds / settings.passes,
+        math.ceil(rounds / settings.passes),
         device=settings.device,
         before=before,
         warmed=once,

@@ -18,6 +18,9 @@ _SAMPLE_SECONDS = 1e-3
 _MOST_CALLS = 1000
 _MOST_ROUNDS = 200
 
+LONG = 0.05
+"""Seconds of a call that is long: what caches and allocator were left with, or one interruption, counts for little."""
+
 
 def clock(device: torch.device | str) -> Clock:
     """What times calls on a device: ``clock(call, calls) -> seconds of one call``, waiting for the device."""
@@ -40,7 +43,8 @@ def interleaved(
 
     Each candidate is warmed up, then all of them run in turn in every round, in an order that is drawn anew for each
     (and is the same in every run). What a call takes depends on what the caches and the allocator were left with, and
-    two candidates may leave them very differently. So a call that is not timed goes before each sample.
+    two candidates may leave them very differently. So a call that is not timed goes before each sample, unless a call
+    is LONG.
 
     Args:
         calls: name -> what to time.
@@ -74,7 +78,7 @@ def interleaved(
         draw.shuffle(order)
         found = {}
         for name in order:
-            if primed:
+            if primed and once[name] < LONG:
                 sample(name, 1)
             found[name] = sample(name, calls_per_sample[name])
         return found
@@ -89,12 +93,12 @@ def interleaved(
 def warm(
     calls: Mapping[str, Call], *, device: torch.device | str = "cpu", before: Mapping[str, Call] | None = None
 ) -> dict[str, float]:
-    """Call each candidate three times. Seconds of the faster of the last two: the first builds what these find."""
+    """Call each candidate three times, a LONG one twice. Seconds of the fastest but the first, which builds."""
     measure, before = clock(device), before or {}
     found = {}
     for name, call in calls.items():
-        taken = []
-        for _ in range(3):
+        taken: list[float] = []
+        while len(taken) < 2 or (len(taken) < 3 and taken[-1] < LONG):
             if name in before:
                 before[name]()
             taken.append(measure(call, 1))
