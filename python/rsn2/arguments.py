@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rsn2.tasks import names_of, own_tensors, parameters, tasks
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def check_int(name: str, value: object, least: int | None = None) -> None:
@@ -104,4 +106,31 @@ def made_optimizer(own: list[nn.Parameter], optimizer: Optimizer | OptimizerFact
             f"optimizer: expected one whose step needs no closure. The step of {type(made).__name__} runs the loss "
             "several times, which fit does not do."
         )
+    return made
+
+
+def checked_scheduler(
+    optimizer: Optimizer, scheduler: LRScheduler | SchedulerFactory | None, has_val: bool
+) -> LRScheduler | None:
+    """The scheduler that was given, or made of ``optimizer`` by the function that was given.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is another optimizer's, or goes by a validation loss that there is not.
+    """
+    if scheduler is None:
+        return None
+    made = scheduler
+    if not isinstance(made, LRScheduler) and callable(made):
+        made = made(optimizer)
+    if not isinstance(made, LRScheduler):
+        which = f", which makes {made!r}" if callable(scheduler) else ""
+        raise TypeError(
+            "scheduler: expected a scheduler of torch.optim.lr_scheduler, a function that makes one of an optimizer, "
+            f"or None. Got {scheduler!r}{which}."
+        )
+    if made.optimizer is not optimizer:
+        raise ValueError("scheduler: expected one of the optimizer that is used. It is another one's.")
+    if isinstance(made, ReduceLROnPlateau) and not has_val:
+        raise ValueError("scheduler: ReduceLROnPlateau goes by the validation loss. Got val=None.")
     return made

@@ -79,6 +79,7 @@ class Loop:
             show(state)
             while state.epoch < self.epochs and not self.should_stop(state):
                 self._epoch(state)
+                state.schedule(state.epoch)
                 if best_epoch(state.total_val_loss) == state.epoch and self.restore_best:
                     state.best = {name: tensor.detach().clone() for name, tensor in state.own.items()}
                 if file is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rsn2.data import Data, as_tensor_pair
 from rsn2.sealed import CheckpointError, TensorRecord, read_sealed, write_sealed
@@ -28,10 +30,14 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
 
 @dataclass
 class FitState:
-    """Everything that a fit changes: trained tensors, optimizer, losses by task, the best epoch's copy."""
+    """Everything that a fit changes: trained tensors, optimizer, losses by task, the best epoch's copy.
+
+    A scheduler's own state is in no file: it follows from the losses.
+    """
 
     own: dict[str, Tensor]
     optimizer: Optimizer
+    scheduler: LRScheduler | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     train_loss: dict[str, list[float]] = field(default_factory=dict)
     val_loss: dict[str, list[float]] = field(default_factory=dict)
@@ -46,6 +52,13 @@ class FitState:
     def total_val_loss(self) -> list[float]:
         """The validation loss of each epoch, summed over the tasks; empty without validation data."""
         return [sum(losses) for losses in zip(*self.val_loss.values(), strict=True)]
+
+    def schedule(self, epoch: int) -> None:
+        """Set the learning rates of the epoch behind this one, which is complete."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(self.total_val_loss[epoch - 1])
+        elif self.scheduler is not None:
+            self.scheduler.step()
 
 
 class ResumeFile:
@@ -114,9 +127,12 @@ class ResumeFile:
         state.best = {name: tensor.to(state.own[name].device) for name, tensor in parts["best"].items()}
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        _set_hyperparameters(state.optimizer, record["groups"])
         for losses in ("train_loss", "val_loss", "seconds"):
             setattr(state, losses, record[losses])
+        with warnings.catch_warnings(action="ignore"):  # torch would have the optimizer step before its scheduler does
+            for epoch in range(1, done + 1):
+                state.schedule(epoch)
+        _set_hyperparameters(state.optimizer, record["groups"])
 
 
 def identity(
@@ -151,6 +167,14 @@ def identity(
             for key, value in group.items()
         },
     }
+
+
+def scheduler_identity(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+    """What a resume file remembers of a scheduler: its kind, and of its settings those that JSON holds."""
+    if scheduler is None:
+        return None
+    settings = {key: value for key, value in scheduler.state_dict().items() if key[0] != "_" and _is_plain(value)}
+    return {"kind": type(scheduler).__name__} | settings
 
 
 def data_identity(data: Data | None) -> list[dict[str, Any]] | str | None:
@@ -188,6 +212,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        all(map(_is_plain, value))
+        if isinstance(value, list | tuple)
+        else value is None or isinstance(value, bool | int | float | str)
+    )
 
 
 def _bytes_of(mask: Tensor) -> bytes:

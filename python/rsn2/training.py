@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from rsn2.arguments import OptimizerFactory, check_fit_arguments, checked_optimizer
+from rsn2.arguments import OptimizerFactory, SchedulerFactory, check_fit_arguments, checked_optimizer, checked_scheduler
 from rsn2.data import Data, Loss, check_data
 from rsn2.evaluation import Metric, evaluate, predict
 from rsn2.loop import Lesson, Loop, TrainingError, best_epoch
-from rsn2.resume import FitState, ResumeFile, data_identity, identity
+from rsn2.resume import FitState, ResumeFile, data_identity, identity, scheduler_identity
 from rsn2.tasks import frozen_slots, shared_parameters, trained_tensors, use_task
 
 __all__ = ["History", "Loss", "Metric", "TrainingError", "evaluate", "fit", "fit_together", "predict"]
@@ -51,6 +52,7 @@ def fit(
     epochs: int,
     optimizer: Optimizer | OptimizerFactory | None = None,
     lr: float = 1e-3,
+    scheduler: LRScheduler | SchedulerFactory | None = None,
     batch_size: int = 512,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -76,6 +78,9 @@ def fit(
         optimizer: a function from the list of parameters to an optimizer (a class of torch.optim will do), an
             optimizer over exactly ``rsn2.parameters(model, task)``, or None for Adam with ``lr``.
         lr: of that Adam; not used otherwise.
+        scheduler: a function from the optimizer to a scheduler of torch.optim.lr_scheduler, such as
+            ``partial(ExponentialLR, gamma=0.9)``, or such a scheduler. It steps behind each epoch,
+            ReduceLROnPlateau by the validation loss.
         batch_size: samples per step, for tensors.
         patience: stop after this many epochs in a row without a validation loss more than ``min_delta`` below
             the lowest counted so; None never stops early.
@@ -93,7 +98,8 @@ def fit(
         TaskError: if nothing is allocated to the task.
         TypeError: if an argument is of another type, the optimizer's step needs a closure, a batch is no pair of
             tensors, or the loss gives no scalar tensor.
-        ValueError: if an argument is out of range, there are no samples, or the optimizer holds other parameters.
+        ValueError: if an argument is out of range, there are no samples, the optimizer holds other parameters, or the
+            scheduler is another optimizer's.
         CheckpointError: if the resume file is damaged or of another task, allocation, setting or data; names it.
         TrainingError: if a loss or a gradient is NaN or infinite (names epoch and batch; no step is made with it), or
             ``train`` runs out of batches.
@@ -102,7 +108,7 @@ def fit(
     lesson = Lesson(train, val, loss)
     settings = {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
     settings |= {"seed": seed, "batch_size": batch_size}
-    return _fit(model, {task: lesson}, epochs, optimizer, lr, settings, resume, progress)[task]
+    return _fit(model, {task: lesson}, epochs, optimizer, lr, scheduler, settings, resume, progress)[task]
 
 
 def fit_together(
@@ -114,6 +120,7 @@ def fit_together(
     epochs: int,
     optimizer: Optimizer | OptimizerFactory | None = None,
     lr: float = 1e-3,
+    scheduler: LRScheduler | SchedulerFactory | None = None,
     batch_size: int = 512,
     patience: int | None = None,
     min_delta: float = 0.0,
@@ -136,7 +143,7 @@ def fit_together(
             that tasks of the same samples see the same ones in a step.
         val: the same tasks' data for validation.
         loss: one for all tasks, or task -> loss.
-        epochs, optimizer, lr, batch_size, patience, min_delta, restore_best, seed, resume, progress: as for
+        epochs, optimizer, lr, scheduler, batch_size, patience, min_delta, restore_best, seed, resume, progress: as for
             :func:`fit`; an optimizer is one over exactly ``rsn2.parameters(model, list(train))``. The resume file is
             one for all tasks.
 
@@ -164,7 +171,7 @@ def fit_together(
     }
     settings = {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
     settings |= {"seed": seed, "batch_size": batch_size}
-    return _fit(model, lessons, epochs, optimizer, lr, settings, resume, progress)
+    return _fit(model, lessons, epochs, optimizer, lr, scheduler, settings, resume, progress)
 
 
 def _fit(
@@ -173,6 +180,7 @@ def _fit(
     epochs: int,
     optimizer: Optimizer | OptimizerFactory | None,
     lr: float,
+    scheduler: LRScheduler | SchedulerFactory | None,
     settings: dict[str, Any],
     resume: str | os.PathLike[str] | None,
     progress: bool,
@@ -184,8 +192,10 @@ def _fit(
             check_data(lesson.val, lesson.val_name)
     tasks = tuple(lessons)
     optimizer = checked_optimizer(model, tasks[0] if len(tasks) == 1 else tasks, optimizer, lr)
+    has_val = all(lesson.val is not None for lesson in lessons.values())
+    scheduler = checked_scheduler(optimizer, scheduler, has_val)
     own = trained_tensors(model, tasks)
-    state = FitState(own, optimizer)
+    state = FitState(own, optimizer, scheduler)
     file = None
     if resume is not None:
         data: dict[str, dict[str, Any]] = {"train": {}, "val": {}}
@@ -193,7 +203,8 @@ def _fit(
             data["train"][task] = data_identity(lesson.train)
             data["val"][task] = data_identity(lesson.val)
         alone = {kind: each[tasks[0]] for kind, each in data.items()} if len(tasks) == 1 else data
-        file = ResumeFile(Path(resume), identity(model, tasks, own, optimizer) | settings | alone)
+        how = identity(model, tasks, own, optimizer) | {"scheduler": scheduler_identity(scheduler)}
+        file = ResumeFile(Path(resume), how | settings | alone)
     if shared := shared_parameters(model):
         warnings.warn(f"fit does not train what all tasks share: {sorted(shared)}", stacklevel=3)
     if frozen := frozen_slots(model, tasks):

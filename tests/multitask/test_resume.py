@@ -1,6 +1,7 @@
 """What the resume file of `fit` promises: no bit is another after an interruption, and no other fit takes it."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LinearLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, bits, network, samples
@@ -34,6 +43,39 @@ def test_a_resumed_fit_is_bitwise_the_uninterrupted_one(
     assert history.val_loss == expected.val_loss
     assert history.best_epoch == expected.best_epoch
     assert bits(second, "a") == bits(whole, "a")
+
+
+SCHEDULERS = {
+    "exponential": partial(ExponentialLR, gamma=0.6),
+    "cosine": partial(CosineAnnealingLR, T_max=4),
+    "plateau": partial(ReduceLROnPlateau, factor=0.3, patience=0, threshold=0.5),
+    "warm-up": lambda optimizer: SequentialLR(
+        optimizer, [LinearLR(optimizer, 0.1, total_iters=2), ExponentialLR(optimizer, 0.5)], milestones=[2]
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_a_scheduler_goes_on_where_it_was(
+    tmp_path: Path, scheduler: Callable[[torch.optim.Optimizer], LRScheduler], after: int
+) -> None:
+    whole, first, second, constant = (network("a") for _ in range(4))
+    settings = {"optimizer": OPTIMIZERS["adam"], "scheduler": scheduler}
+    expected = fit_resumable(whole, None, **settings)
+    fit_resumable(first, tmp_path / "fit", **settings, epochs=after)
+    history = fit_resumable(second, tmp_path / "fit", **settings)
+    assert history.val_loss == expected.val_loss
+    assert bits(second, "a") == bits(whole, "a")
+    fit_resumable(constant, None, optimizer=OPTIMIZERS["adam"])
+    assert bits(constant, "a") != bits(whole, "a")
+
+
+def test_another_scheduler_does_not_go_on(tmp_path: Path) -> None:
+    fit_resumable(network("a"), tmp_path / "fit", scheduler=SCHEDULERS["exponential"], epochs=1)
+    for scheduler in (None, SCHEDULERS["cosine"], partial(ExponentialLR, gamma=0.7)):
+        with pytest.raises(rsn2.CheckpointError, match="another scheduler"):
+            fit_resumable(network("a"), tmp_path / "fit", scheduler=scheduler)
 
 
 def test_early_stopping_counts_on_where_it_was_interrupted(tmp_path: Path) -> None:

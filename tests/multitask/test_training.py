@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, Scripted, bits, network
-from rsn2.training import fit, predict
+from rsn2.training import fit, fit_together, predict
 
 # What is trained, and what is not
 
@@ -103,7 +103,37 @@ def test_the_default_device_makes_no_difference() -> None:
     assert bits(model, "a") == bits(expected, "a")
 
 
-# The optimizer
+# The optimizer and its scheduler
+
+
+def test_a_scheduler_steps_behind_each_epoch() -> None:
+    model = network("a")
+    optimizer = torch.optim.SGD(rsn2.parameters(model, "a"), lr=0.4)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    with warnings.catch_warnings(action="error"):
+        fit(model, "a", TRAIN, loss=LOSS, epochs=5, optimizer=optimizer, scheduler=scheduler)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_plateau_is_one_of_the_validation_loss_of_all_tasks() -> None:
+    model = network("a", "b")
+    rates: list[float] = []
+
+    def plateau(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        made = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.0)
+        optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return made
+
+    fit_together(
+        model,
+        dict.fromkeys("ab", TRAIN),
+        dict.fromkeys("ab", VAL),
+        loss={"a": Scripted(model, [3.0, 1.0, 2.0, 2.0]), "b": Scripted(model, [1.0, 2.0, 2.0, 1.0])},
+        epochs=4,
+        optimizer=partial(torch.optim.SGD, lr=0.4),
+        scheduler=plateau,
+    )
+    assert rates == [0.4, 0.4, 0.4, 0.2], "the sum is 4, 3, 4 and 3"
 
 
 def test_an_optimizer_over_exactly_the_parameters_is_used() -> None:

@@ -61,6 +61,29 @@ def test_an_argument_of_another_type_is_named_before_any_step(arguments: dict[st
 
 
 @pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("cosine", r"expected a scheduler of torch\.optim\.lr_scheduler.* Got 'cosine'\.$"),
+        (lambda optimizer: optimizer, "which makes Adam"),
+    ],
+)
+def test_what_is_no_scheduler_is_named(scheduler: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^scheduler: .*{message}"):
+        fit(network("a"), "a", TRAIN, VAL, loss=LOSS, epochs=1, scheduler=scheduler)
+
+
+def test_a_scheduler_of_another_optimizer_or_of_losses_that_are_not_there_is_refused() -> None:
+    model = network("a")
+    before = bits(model, "a")
+    other = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"^scheduler: expected one of the optimizer that is used"):
+        fit(model, "a", TRAIN, VAL, loss=LOSS, epochs=1, scheduler=other)
+    with pytest.raises(ValueError, match=r"^scheduler: .* Got val=None"):
+        fit(model, "a", TRAIN, loss=LOSS, epochs=1, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    assert bits(model, "a") == before
+
+
+@pytest.mark.parametrize(
     ("loss", "message"),
     [
         (partial(LOSS, reduction="none"), r"loss: expected a scalar tensor.* shape \(130,\)"),
