@@ -1,12 +1,13 @@
 """Many tasks in one network, each on its own disjoint subset of the weights: the RSN2 procedure for PyTorch.
 
-convert -> (warm_up) -> allocate -> use_task / parameters / fit / fit_together -> evaluate, report, save, load
+convert -> (warm_up) -> allocate -> use_task / parameters / fit / fit_together -> evaluate, report, save, load, extract
 """
 
 from rsn2 import nn
 from rsn2.allocate import AllocationError, allocate
 from rsn2.checkpoint import load, save
 from rsn2.convert import convert
+from rsn2.extract import extract
 from rsn2.nn.layer import TaskError
 from rsn2.report import Report, report
 from rsn2.sealed import CheckpointError
@@ -25,6 +26,7 @@ __all__ = [
     "allocate",
     "convert",
     "evaluate",
+    "extract",
     "finalize",
     "fit",
     "fit_together",

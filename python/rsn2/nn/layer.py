@@ -1,5 +1,6 @@
 """MultitaskLayer: one weight, many tasks, each the owner of its own positions. What linear and convolution share."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -200,6 +201,27 @@ class MultitaskLayer(nn.Module, ABC):
         """
         self._check_new(task)
         self.slots[task] = self.slot(holder)
+
+    def alone(self, task: str) -> Self:
+        """A finalized copy that holds one task, which is active in it, or none, if the task has nothing here."""
+        owners = OwnerMap.empty(self.owners.shape, device=self.owners.device)
+        # What other tasks have is not copied to be dropped.
+        instead: dict[int, Any] = {id(self.owners): owners, id(self._patterns): {}}
+        instead |= {id(self.values): nn.ParameterDict(), id(self.biases): nn.ParameterDict()}
+        if self.pool is not None:
+            instead[id(self.pool)] = self._like
+        copied = copy.deepcopy(self, instead)
+        if task in self.slots:
+            slot = self.slots[task]
+            owners.claim(0, self.owners.mask(slot))
+            copied.take_over(owners, {task: 0}, {0: self.densities[slot]}, has_pool=False)
+            copied.values["0"].data.copy_(self.values[str(slot)].detach())
+            if str(slot) in self.biases:
+                copied.biases["0"].data.copy_(self.biases[str(slot)].detach())
+        else:
+            copied.take_over(owners, {}, {}, has_pool=False)
+        copied.active = task
+        return copied
 
     def _check_new(self, task: str) -> None:
         check_task_name(task)
