@@ -207,6 +207,7 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         return (
             node.op == "call_module"
             and type(modules[name]) is MultitaskLinear
+            and not _has_hooks(modules[name])
             and bool(modules[name].slots)
             and calls[id(modules[name])] == 1
             and len(node.args) == 1
@@ -218,9 +219,9 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         if not node.args or any(isinstance(each, fx.Node) for each in (*node.args[1:], *node.kwargs.values())):
             return None
         rest, options = node.args[1:], node.kwargs
-        if node.op == "call_module" and type(modules[str(node.target)]) in _MODULES:
+        if node.op == "call_module":
             module: nn.Module = modules[str(node.target)]
-            return module
+            return module if type(module) in _MODULES and not _has_hooks(module) else None
         if node.op == "call_function" and node.target in _FUNCTIONS:
             return lambda units: node.target(units, *rest, **options)  # type: ignore[operator]
         if node.op == "call_method" and node.target in _METHODS:
@@ -241,6 +242,10 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         return found
 
     return {str(node.target): found for node in graph.nodes if linear(node) and (found := readers(node))}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

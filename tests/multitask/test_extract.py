@@ -250,6 +250,18 @@ def test_units_that_others_read_stay(plain: nn.Module, expected: list[tuple[int,
     torch.testing.assert_close(alone(x), answer(model, "a", x), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_units_that_a_hook_sees_stay(place: int) -> None:
+    first = torch.ones(3, 4, dtype=torch.bool)
+    first[0] = False
+    model = masked(perceptron(4, 3, 2), layer_0=first)
+    model[place].register_forward_hook(lambda module, inputs, output: output * output.shape[-1])
+    x = torch.randn(5, 4).double()
+    alone = rsn2.extract(model, "a")
+    assert shapes(alone) == [(3, 4), (2, 3)]
+    assert torch.equal(alone(x), answer(model, "a", x))
+
+
 def test_one_layer_is_extracted_too() -> None:
     layer = MultitaskLinear(6, 4)
     rsn2.allocate(layer, "a", 0.5, criterion="random")
