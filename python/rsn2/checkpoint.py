@@ -187,7 +187,7 @@ def _check_layer(name: str, layer: LayerRecord, module: nn.Module | None) -> Non
     if module is None:
         raise CheckpointError(f"layer {name!r}: the model has no module of this name.")
     dense = next(kind for kind, form in SHARED_FORMS.items() if form.__name__ == layer.kind)
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and type(module) is dense:
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and type(module) is dense:
         shape, bias = tuple(module.weight.shape), module.bias is not None
     elif isinstance(module, MultitaskLayer) and type(module) is SHARED_FORMS[dense]:
         shape, bias = module.weight_shape, module.initial_bias is not None

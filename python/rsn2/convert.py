@@ -6,15 +6,18 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from rsn2.nn import MultitaskConv1d, MultitaskConv2d, MultitaskLayer, MultitaskLinear, PerTask
+from rsn2.nn import MultitaskConv1d, MultitaskConv2d, MultitaskConv3d, MultitaskLayer, MultitaskLinear, PerTask
 from rsn2.nn.layer import TaskError
 from rsn2.opening import Opening, is_below
 from rsn2.tasks import multitask_layers, tasks
 
-SHARED_FORMS: dict[type[nn.Module], type[MultitaskLinear] | type[MultitaskConv1d] | type[MultitaskConv2d]] = {
+SHARED_FORMS: dict[
+    type[nn.Module], type[MultitaskLinear] | type[MultitaskConv1d] | type[MultitaskConv2d] | type[MultitaskConv3d]
+] = {
     nn.Linear: MultitaskLinear,
     nn.Conv1d: MultitaskConv1d,
     nn.Conv2d: MultitaskConv2d,
+    nn.Conv3d: MultitaskConv3d,
 }
 """What each dense layer becomes."""
 
@@ -30,7 +33,6 @@ _NORMS = (
     nn.RMSNorm,
 )
 _NOT_YET = (
-    nn.Conv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
@@ -41,7 +43,7 @@ _NOT_YET = (
 def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[str] = ()) -> nn.Module:
     """Replace linear layers and convolutions by multitask layers, and norms by per-task norms, in place.
 
-    Those are ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d``.
+    Those are ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``.
 
     ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer`` and ``nn.TransformerEncoder`` become their multitask
     forms, with the same names for their parts and ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` in attention.
@@ -60,10 +62,9 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
         The converted network: ``model`` itself, unless it is one layer, or itself one of the modules named above.
 
     Raises:
-        ValueError: if a name is not in the network, a module has no multitask form (three-dimensional or transposed
-            convolution, a decoder layer, attention with ``add_bias_kv``, a norm of a subclass), or is more
-            than its type says (frozen, with hooks or a parametrization, or with a parameter that another module uses
-            too); names the module.
+        ValueError: if a name is not in the network, a module has no multitask form (a transposed convolution, a decoder
+            layer, attention with ``add_bias_kv``, a norm of a subclass), or is more than its type says (frozen, with
+            hooks or a parametrization, or with a parameter that another module uses too); names the module.
         TaskError: if the network has tasks already, and something is left to convert. Nothing has changed then.
     """
     names = dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""MultitaskConv1d and MultitaskConv2d: nn.Conv1d and nn.Conv2d for many tasks."""
+"""MultitaskConv1d, MultitaskConv2d and MultitaskConv3d: torch's convolutions for many tasks."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -11,26 +11,29 @@ from rsn2.nn.layer import MultitaskLayer
 
 
 class MultitaskConv(MultitaskLayer):
-    """A convolution of one or two dimensions, with every task's filters in one weight.
+    """A convolution of one, two or three dimensions, with every task's filters in one weight.
+
+    All run on the operator for images. A line is an image of height 1. Of a volume, each slice of the result is made of
+    one image, which has the channels of all slices that it depends on.
 
     Attributes:
         in_channels, out_channels, kernel_size, stride, dilation, groups, padding_mode: as of torch's convolution.
         padding: what the operator pads on both sides of each dimension; 0 where x is padded before it.
     """
 
-    _dense_form: ClassVar[Callable[..., nn.Conv1d | nn.Conv2d]]
+    _dense_form: ClassVar[Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]]
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], **options: Any):
         self._become(self._dense_form(in_channels, out_channels, kernel_size, **options))
 
     @classmethod
-    def from_dense(cls, conv: nn.Conv1d | nn.Conv2d) -> Self:
+    def from_dense(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Self:
         """A multitask layer whose pool is the weight of ``conv``."""
         layer = cls.__new__(cls)
         layer._become(conv)
         return layer
 
-    def _become(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+    def _become(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__(conv.weight, conv.bias)
         self.in_channels = conv.in_channels
         self.out_channels = conv.out_channels
@@ -61,15 +64,13 @@ class MultitaskConv(MultitaskLayer):
         }
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = F.conv1d if len(self.kernel_size) == 1 else F.conv2d
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
         return convolve(self._padded(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _packed(self, x: Tensor, values: Tensor, pattern: rk.SparsePattern, bias: Tensor | None) -> Tensor:
         x = self._padded(x)
-        # One dimension is the horizontal one of an image of height 1.
-        flat = len(self.kernel_size) == 1
         output = rk.conv2d(
-            x.unsqueeze(-2) if flat else x,
+            self._images(x),
             values,
             pattern,
             bias,
@@ -79,7 +80,15 @@ class MultitaskConv(MultitaskLayer):
             self.groups,
             kernel_size=_pair(self.kernel_size, 1),
         )
-        return output.squeeze(-2) if flat else output
+        return self._of_images(output, x)
+
+    def _images(self, x: Tensor) -> Tensor:
+        """The images that the operator convolves."""
+        return x
+
+    def _of_images(self, output: Tensor, x: Tensor) -> Tensor:
+        """The layer's output, from the operator's for the images of ``x``."""
+        return output
 
     def _padded(self, x: Tensor) -> Tensor:
         if self._pad_before is None:
@@ -107,12 +116,53 @@ class MultitaskConv1d(MultitaskConv):
 
     _dense_form = nn.Conv1d
 
+    def _images(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2)
+
+    def _of_images(self, output: Tensor, x: Tensor) -> Tensor:
+        return output.squeeze(-2)
+
+
+class MultitaskConv3d(MultitaskConv):
+    """``nn.Conv3d`` over ``[N, C, D, H, W]`` or ``[C, D, H, W]``, with every task's filters in one weight.
+
+    Starts with nothing allocated, weights and bias drawn as ``nn.Conv3d`` draws them. Takes the arguments of
+    ``nn.Conv3d``, all of them. It copies x as often as the kernel has slices.
+    """
+
+    _dense_form = nn.Conv3d
+
+    @property
+    def _reach(self) -> int:
+        """Slices from the first to the last that a slice of the output depends on."""
+        return self.dilation[0] * (self.kernel_size[0] - 1) + 1
+
+    def _images(self, x: Tensor) -> Tensor:
+        """One for each slice of the output, with the channels of all slices that it depends on."""
+        if x.dim() not in (4, 5) or x.shape[-4] != self.in_channels:
+            channels = self.in_channels
+            raise ValueError(
+                f"x: expected shape [N, {channels}, D, H, W] or [{channels}, D, H, W]. Got {tuple(x.shape)}."
+            )
+        around = self.padding[0]
+        if x.shape[-3] + 2 * around < self._reach:
+            raise ValueError(f"x: its {x.shape[-3]} slices and {around} around them are fewer than the kernel's reach.")
+        if around:
+            x = F.pad(x, (0, 0, 0, 0, around, around))
+        windows = x.unfold(-3, self._reach, self.stride[0])[..., :: self.dilation[0]]  # [..., C, D', H, W, depth]
+        return windows.movedim((-4, -1), (-5, -3)).flatten(-4, -3).flatten(0, -4)
+
+    def _of_images(self, output: Tensor, x: Tensor) -> Tensor:
+        slices = (x.shape[-3] + 2 * self.padding[0] - self._reach) // self.stride[0] + 1
+        volumes: Tensor = output.unflatten(0, (*x.shape[:-4], slices))
+        return volumes.transpose(-3, -4).contiguous()
+
 
 def _plain(sizes: tuple[int, ...]) -> int | list[int]:
-    """A number for one dimension, a list for two."""
+    """A number for one dimension, a list for several."""
     return sizes[0] if len(sizes) == 1 else list(sizes)
 
 
 def _pair(sizes: tuple[int, ...], vertical: int) -> tuple[int, int]:
-    """Sizes of two dimensions; ``vertical`` is what stands for the first where there is one."""
-    return (vertical, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+    """Sizes of the last two dimensions; ``vertical`` is what stands for the first where there is one."""
+    return (vertical, sizes[0]) if len(sizes) == 1 else (sizes[-2], sizes[-1])
