@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from rsn2.tasks import names_of, own_tensors, parameters, tasks
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+Kind = TypeVar("Kind")
+Source = TypeVar("Source")
 
 
 def check_int(name: str, value: object, least: int | None = None) -> None:
@@ -91,15 +94,14 @@ def made_optimizer(own: list[nn.Parameter], optimizer: Optimizer | OptimizerFact
     Raises:
         TypeError: if it is neither, or its step needs a closure.
     """
-    made = torch.optim.Adam(own, lr=lr) if optimizer is None else optimizer
-    if not isinstance(made, Optimizer) and callable(made):
-        made = made(own)
-    if not isinstance(made, Optimizer):
-        which = f", which makes {made!r}" if callable(optimizer) else ""
-        raise TypeError(
-            "optimizer: expected a torch.optim.Optimizer, a function that makes one of a list of parameters "
-            f"(such as torch.optim.Adam), or None. Got {optimizer!r}{which}."
-        )
+    made = _made(
+        "optimizer",
+        torch.optim.Adam(own, lr=lr) if optimizer is None else optimizer,
+        Optimizer,
+        own,
+        "a torch.optim.Optimizer, a function that makes one of a list of parameters (such as torch.optim.Adam), "
+        "or None",
+    )
     _, *options = inspect.signature(type(made).step).parameters.values()
     if any(option.default is option.empty and option.kind is option.POSITIONAL_OR_KEYWORD for option in options):
         raise TypeError(
@@ -120,17 +122,24 @@ def checked_scheduler(
     """
     if scheduler is None:
         return None
-    made = scheduler
-    if not isinstance(made, LRScheduler) and callable(made):
-        made = made(optimizer)
-    if not isinstance(made, LRScheduler):
-        which = f", which makes {made!r}" if callable(scheduler) else ""
-        raise TypeError(
-            "scheduler: expected a scheduler of torch.optim.lr_scheduler, a function that makes one of an optimizer, "
-            f"or None. Got {scheduler!r}{which}."
-        )
+    made = _made(
+        "scheduler",
+        scheduler,
+        LRScheduler,
+        optimizer,
+        "a scheduler of torch.optim.lr_scheduler, a function that makes one of an optimizer, or None",
+    )
     if made.optimizer is not optimizer:
         raise ValueError("scheduler: expected one of the optimizer that is used. It is another one's.")
     if isinstance(made, ReduceLROnPlateau) and not has_val:
         raise ValueError("scheduler: ReduceLROnPlateau goes by the validation loss. Got val=None.")
+    return made
+
+
+def _made(name: str, given: Kind | Callable[[Source], Kind], kind: type[Kind], source: Source, expected: str) -> Kind:
+    """What was given as the argument ``name``, or what that makes of ``source`` if it is a function."""
+    made = given if isinstance(given, kind) or not callable(given) else given(source)
+    if not isinstance(made, kind):
+        which = f", which makes {made!r}" if callable(given) else ""
+        raise TypeError(f"{name}: expected {expected}. Got {given!r}{which}.")
     return made
