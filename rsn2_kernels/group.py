@@ -35,9 +35,7 @@ class PatternGroup(CsrIndex):
         nnz = sum(each.nnz for each in patterns)
         if nnz > MAX_NNZ:
             raise ValueError(f"ps: expected at most {MAX_NNZ} owned positions in all. Got {nnz}.")
-        first = patterns[0]
-        # Patterns are equal only to themselves. The key keeps the others alive, but makes no cycle through the first.
-        key = tuple(None if each is first else each for each in patterns)
+        first, key = patterns[0], cls._key(patterns)
         group = first.groups.get(key)
         if group is None:
             # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
@@ -48,6 +46,17 @@ class PatternGroup(CsrIndex):
                     first.groups.pop(next(iter(first.groups)))
                 first.groups[key] = group
         return group
+
+    @classmethod
+    def is_known(cls, patterns: Sequence[SparsePattern]) -> bool:
+        """Whether the first of these patterns remembers their group."""
+        return cls._key(patterns) in patterns[0].groups
+
+    @staticmethod
+    def _key(patterns: Sequence[SparsePattern]) -> tuple[SparsePattern | None, ...]:
+        # Patterns are equal only to themselves. The key keeps the others alive, but makes no cycle through the first.
+        first = patterns[0]
+        return tuple(None if each is first else each for each in patterns)
 
     def __repr__(self) -> str:
         return f"PatternGroup(tasks={self.stacks}, shape={self._shape}, nnz={self.nnz}, device='{self.device}')"

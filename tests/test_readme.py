@@ -20,10 +20,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert accuracy > 0.95 and (tmp_path / "net.safetensors").exists()
 
 
-def test_the_grouped_example_runs() -> None:
-    command = [sys.executable, ROOT / "examples/grouped.py", "--tasks", "7", "--rows", "20", "--features", "50"]
+def test_the_example_of_a_mixed_batch_runs() -> None:
+    command = [sys.executable, ROOT / "examples/mixed_batch.py", "--tasks", "7", "--samples", "20", "--features", "50"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0 and "7 tasks, 20 rows" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "7 tasks, 20 samples" in done.stdout, done.stdout + done.stderr
 
 
 def test_tables_are_those_of_the_results_files() -> None:

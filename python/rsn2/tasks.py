@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.nn.mixture import Mixture
 from rsn2.nn.per_task import PerTask
 
 # The active task is a state of the modules, so one thread runs a module at a time: module -> thread. A thread takes all
@@ -127,29 +128,67 @@ def use_task(model: nn.Module, task: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]:
+    """Run batches whose samples belong to different tasks inside the block: sample ``b`` as ``task_of_sample[b]``.
+
+    Samples lie along the first dimension, in every layer. A linear layer is one product for all tasks
+    (:func:`rsn2_kernels.grouped_linear`), fastest in a network that is finalized; other layers run task by task, on the
+    samples of each. A :class:`~rsn2.nn.PerTask` also takes a dict of each task's samples, which may differ in shape,
+    and gives one where the tasks' outputs do. Only tasks of the batch have gradients. Otherwise as :func:`use_task`.
+
+    Args:
+        task_of_sample: a task's name for every sample of the batches that follow; at least one.
+
+    Raises:
+        TaskError: if one of the tasks has nothing allocated, or the network has a module with ``batch_first=False``, in
+            which samples do not come first.
+        TypeError: if ``task_of_sample`` is no sequence of names.
+        ValueError: if it is empty; inside, if a batch is of another size.
+    """
+    if isinstance(task_of_sample, str) or not isinstance(task_of_sample, Sequence):
+        raise TypeError(f"task_of_sample: expected a sequence of names. Got {type(task_of_sample).__name__}.")
+    if not task_of_sample:
+        raise ValueError("task_of_sample: expected a task for each sample, and at least one sample. Got none.")
+    mixture = Mixture(task_of_sample)
+    parts = _parts_of(model)
+    for task in mixture.tasks:
+        _check_allocated(model, parts, task)
+    for name, module in model.named_modules():
+        if getattr(module, "batch_first", True) is False:
+            raise TaskError(
+                f"{name}: expected batch_first=True where each sample has a task, so that samples come first."
+            )
+    with _activated(parts, mixture):
+        yield
+
+
 def activated(model: nn.Module, task: str) -> AbstractContextManager[None]:
     """`use_task` without its check, for allocation, which runs a task that has nothing yet."""
     return _activated(_parts_of(model), task)
 
 
 @contextmanager
-def _activated(found: _Parts, task: str) -> Iterator[None]:
+def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
     parts, norms = found.all(), found.shared_norms
+    names = active.tasks if isinstance(active, Mixture) else (active,)
     with _held([*parts, *norms]):
         before = [part.active for part in parts]
         training = [norm.training for norm in norms]
         try:
             for part in parts:
-                part.active = task
-                if isinstance(part, MultitaskLayer) and task in part.slots:
+                part.active = active
+                if isinstance(part, MultitaskLayer):
                     # Made here, so that a compiled network never has to: its size depends on data.
-                    part.pattern(part.slots[task])
+                    for task in names:
+                        if task in part.slots:
+                            part.pattern(part.slots[task])
             for norm in norms:
                 norm.training = False
             yield
         finally:
-            for part, active in zip(parts, before, strict=True):
-                part.active = active
+            for part, previous in zip(parts, before, strict=True):
+                part.active = previous
             for norm, mode in zip(norms, training, strict=True):
                 norm.training = mode
 

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 def grouped_linear(
     x: Tensor,
-    vs: Sequence[Tensor],
+    vs: Sequence[Tensor] | Tensor,
     ps: Sequence[SparsePattern],
     task_of_row: Tensor,
     biases: Sequence[Tensor] | Tensor | None = None,
@@ -34,7 +34,8 @@ def grouped_linear(
 
     Args:
         x: ``[..., cols]``, any strides.
-        vs: T tensors ``[nnz]``, each as long as its pattern asks.
+        vs: T tensors ``[nnz]``, each as long as its pattern asks; or one with all of them one behind the other, which
+            saves the copy that makes one of them.
         ps: T patterns of one shape ``(rows, cols)``; the same one may occur several times. T is at least 1.
         task_of_row: int32 or int64, of shape ``x.shape[:-1]``: the position of each row's task in ``vs`` and ``ps``.
             A task may have any number of rows, none included.
@@ -55,8 +56,8 @@ def grouped_linear(
         IndexError: if ``task_of_row`` on the CPU holds an id that is not in ``[0, T)``.
         BackendError: if ``backend`` cannot run here; says why.
     """
-    ps = _items("ps", ps, "SparsePatterns")
-    rows, cols = _one_shape(ps)
+    ps = _patterns(ps)
+    rows, cols = ps[0].shape
     x, values, biases = _checked_operands(x, vs, ps, biases)
     if x.dim() == 0 or x.shape[-1] != cols:
         raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
@@ -81,53 +82,56 @@ def _items(name: str, given: Iterable[Item], what: str) -> tuple[Item, ...]:
     return tuple(given)
 
 
-def _named(name: str, given: Iterable[Tensor], tasks: int) -> dict[str, Tensor]:
-    """The tensors of a sequence argument, each by its own name."""
+def _named(name: str, given: Iterable[Tensor] | Tensor, tasks: int) -> dict[str, Tensor]:
+    """The tensors of a sequence argument, each by its own name; or the one tensor that it may be instead."""
+    if isinstance(given, Tensor):
+        return {name: given}
     items = _items(name, given, "tensors")
     if len(items) != tasks:
         raise ValueError(f"{name}: expected {tasks} tensors, one per pattern. Got {len(items)}.")
     return {f"{name}[{task}]": item for task, item in enumerate(items)}
 
 
-def _one_shape(ps: tuple[SparsePattern, ...]) -> tuple[int, int]:
-    """The shape that all patterns have."""
+def _patterns(given: Iterable[SparsePattern]) -> tuple[SparsePattern, ...]:
+    """The patterns of the argument ``ps``, which have one shape and device."""
+    ps = _items("ps", given, "SparsePatterns")
     if not ps:
         raise ValueError("ps: expected at least one SparsePattern. Got none.")
     for task, pattern in enumerate(ps):
         check_pattern(f"ps[{task}]", pattern)
+    if PatternGroup.is_known(ps):
+        return ps
+    for task, pattern in enumerate(ps):
         if pattern.shape != ps[0].shape:
             raise ValueError(f"ps[{task}]: expected shape {ps[0].shape}, that of ps[0]. Got {pattern.shape}.")
         if pattern.device != ps[0].device:
             raise ValueError(f"ps[{task}]: expected it on {ps[0].device}, where ps[0] is. Got {pattern.device}.")
-    return ps[0].shape
+    return ps
 
 
 def _checked_operands(
-    x: Tensor, vs: Sequence[Tensor], ps: tuple[SparsePattern, ...], biases: Sequence[Tensor] | Tensor | None
+    x: Tensor, vs: Sequence[Tensor] | Tensor, ps: tuple[SparsePattern, ...], biases: Sequence[Tensor] | Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, the values of all tasks one behind the other, and the biases as ``[T, rows]``, in one dtype."""
     tasks, rows = len(ps), ps[0].shape[0]
     values = _named("vs", vs, tasks)
-    if biases is None:
-        added = {}
-    elif isinstance(biases, Tensor):
-        added = {"biases": biases}
-    else:
-        added = _named("biases", biases, tasks)
+    added = {} if biases is None else _named("biases", biases, tasks)
     operands = {"x": x, **values, **added}
     check_floating(operands, ps[0].device)
-    for (name, each), pattern in zip(values.items(), ps, strict=True):
-        check_shape(name, each, (pattern.nnz,), "one per owned weight")
+    owned = [pattern.nnz for pattern in ps]
+    for (name, each), nnz in zip(values.items(), [sum(owned)] if "vs" in values else owned, strict=True):
+        check_shape(name, each, (nnz,), "one per owned weight")
     for name, each in added.items():
         if name == "biases":
             check_shape(name, each, (tasks, rows), "one per task and row")
         else:
             check_shape(name, each, (rows,), "one per row")
     x, *rest = in_one_dtype(operands).values()
-    stacked = rest[tasks:]
-    if stacked and not isinstance(biases, Tensor):
-        stacked = [torch.stack(stacked)]
-    return x, torch.cat(rest[:tasks]), stacked[0].contiguous() if stacked else None
+    values_of_tasks, biases_of_tasks = rest[: len(values)], rest[len(values) :]
+    together = values_of_tasks[0].contiguous() if "vs" in values else torch.cat(values_of_tasks)
+    if not biases_of_tasks:
+        return x, together, None
+    return x, together, (biases_of_tasks[0] if "biases" in added else torch.stack(biases_of_tasks)).contiguous()
 
 
 def _check_tasks(task_of_row: Tensor, x: Tensor, tasks: int) -> None:

@@ -179,6 +179,17 @@ def test_biases_in_one_tensor_or_several_are_the_same(backend: str) -> None:
     assert torch.equal(tasks.call(backend, biases=nn.ParameterList(tasks.biases)), expected)
 
 
+def test_values_in_one_tensor_or_several_are_the_same(backend: str) -> None:
+    tasks = Tasks(backend)
+    together = torch.cat([each.detach() for each in tasks.vs]).requires_grad_()
+    y = tasks.call(backend, vs=together)
+    assert torch.equal(y, tasks.call(backend))
+    assert torch.equal(tasks.call(backend, vs=laid_out(together, "reversed")), y)
+    (found,) = torch.autograd.grad(y, together, tasks.dy)
+    expected = torch.autograd.grad(tasks.call(backend), tasks.vs, tasks.dy)
+    assert torch.equal(found, torch.cat(expected))
+
+
 def test_the_operator_itself_takes_biases_of_any_strides(backend: str) -> None:
     """`rk.grouped_linear` hands contiguous ones over; another caller may not. cuBLAS may then round otherwise."""
     tasks = Tasks(backend)

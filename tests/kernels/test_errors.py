@@ -165,7 +165,16 @@ GROUPED_LINEAR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "ps device": ({"ps": [PATTERNS[0], ELSEWHERE, PATTERNS[2]]}, ValueError, r"ps\[1\]: .*cpu.*ps\[0\].*meta"),
     "ps too few": ({"ps": PATTERNS[:2]}, ValueError, "vs: expected 2 tensors, one per pattern. Got 3"),
     "vs too few": ({"vs": values_but(0, None)[:2]}, ValueError, "vs: expected 3 tensors, one per pattern. Got 2"),
-    "vs tensor": ({"vs": torch.zeros(3, NNZ)}, TypeError, "vs: expected a sequence of tensors. Got Tensor"),
+    "vs shape": (
+        {"vs": torch.zeros(3, NNZ)},
+        ValueError,
+        rf"vs: expected shape \({sum(each.nnz for each in PATTERNS)},\), one per owned weight. Got \(3, {NNZ}\)",
+    ),
+    "vs dtype": (
+        {"vs": torch.zeros(sum(each.nnz for each in PATTERNS)).double()},
+        TypeError,
+        "vs: .*float32.*float64",
+    ),
     "vs None": ({"vs": None}, TypeError, "vs: expected a sequence of tensors. Got NoneType"),
     "vs item list": ({"vs": values_but(1, [0.0])}, TypeError, r"vs\[1\]: .*tensor.*list"),
     "vs item shape": (

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from rsn2.nn.mixture import Mixture
 from rsn2.nn.names import check_task_name
 from rsn2_kernels import OwnerMap, SparsePattern
 
@@ -52,7 +53,8 @@ class MultitaskLayer(nn.Module, ABC):
         pool: the dense initial weight, in torch's shape, whose free positions later tasks will claim; None once
             finalized.
         initial_bias: the bias that each new task starts from, or None.
-        active: name of the task that `forward` runs; set it with :func:`rsn2.use_task`.
+        active: name of the task that `forward` runs, or a task for each sample; set it with :func:`rsn2.use_task` or
+            :func:`rsn2.use_tasks`.
     """
 
     pool: Tensor | None
@@ -71,7 +73,7 @@ class MultitaskLayer(nn.Module, ABC):
         self.register_buffer("initial_bias", None if bias is None else bias.detach().clone())
         # Holds no element: it carries dtype and device to where a finalized layer without tasks has no other tensor.
         self.register_buffer("_like", weight.detach().new_empty(0), persistent=False)
-        self.active: str | None = None
+        self.active: str | Mixture | None = None
         self._patterns: dict[int, SparsePattern] = {}
         self._candidates: Candidates | None = None
 
@@ -83,9 +85,19 @@ class MultitaskLayer(nn.Module, ABC):
         """
         if self._candidates is not None:
             return self._dense(x, self._candidates.effective, self._candidates.bias)
-        slot = self.slot(self.active)
+        if isinstance(self.active, Mixture):
+            return self._mixed(x, self.active)
+        return self._as_task(self.active, x)
+
+    def _as_task(self, task: str | None, x: Tensor) -> Tensor:
+        slot = self.slot(task)
         bias = self.biases[str(slot)] if self.initial_bias is not None else None
         return self._packed(x, self.values[str(slot)], self.pattern(slot), bias)
+
+    def _mixed(self, x: Tensor, mixture: Mixture) -> Tensor:
+        """The output where each sample has a task of its own."""
+        output: Tensor = mixture.each(x, self._as_task)
+        return output
 
     def slot(self, task: str | None) -> int:
         """The slot of a task.

@@ -4,9 +4,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.nn.mixture import Mixture
 from rsn2.nn.names import check_task_name
 
 
@@ -21,7 +22,8 @@ class PerTask(nn.Module):
     Attributes:
         by_task: the modules, under ``task_<name>``.
         template: what new tasks copy, or None.
-        active: name of the task that `forward` runs; set it with :func:`rsn2.use_task`.
+        active: name of the task that `forward` runs, or a task for each sample; set it with :func:`rsn2.use_task` or
+            :func:`rsn2.use_tasks`.
 
     Raises:
         ValueError: if both or neither are given, two tasks' modules share a tensor, or one holds multitask layers or
@@ -46,7 +48,7 @@ class PerTask(nn.Module):
                 if holder != task:
                     raise ValueError(f"modules: those of {holder!r} and {task!r} share a tensor.")
             self.by_task[_key(task)] = module
-        self.active: str | None = None
+        self.active: str | Mixture | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -64,6 +66,17 @@ class PerTask(nn.Module):
         if _key(task) not in self.by_task:
             raise TaskError(f"task {task!r} has no module here. Tasks: {list(self.tasks)}.")
         return self.by_task[_key(task)]
+
+    @property
+    def current(self) -> nn.Module:
+        """The module of the active task.
+
+        Raises:
+            TaskError: if no task is active, or each sample has one.
+        """
+        if isinstance(self.active, Mixture):
+            raise TaskError("each sample has a task of its own here: no single module is active.")
+        return self.of(self.active)
 
     def add_task(self, task: str) -> None:
         """Give a new task its copy of the template; what was frozen in the module given as template is frozen in it.
@@ -90,8 +103,22 @@ class PerTask(nn.Module):
         self.template = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the active task's module returns."""
-        return self.of(self.active)(*args, **kwargs)
+        """What the active task's module returns.
+
+        Where each sample has a task, it takes one argument, the batch or a dict of each task's samples, and returns
+        what the tasks' modules do for theirs: joined where it can be, else a dict by task.
+
+        Raises:
+            TaskError: if no task is active, or it has no module here.
+            ValueError: if each sample has a task, and the arguments are others.
+        """
+        if not isinstance(self.active, Mixture):
+            return self.current(*args, **kwargs)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor | Mapping):
+            raise ValueError(
+                "PerTask: where each sample has a task, expected one argument, a tensor or a dict by task."
+            )
+        return self.active.each(args[0], lambda task, samples: self.of(task)(samples))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which tasks there are, so that a state dict can be loaded into a fresh network."""

@@ -118,7 +118,7 @@ class MultitaskTransformerEncoderLayer(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
         if is_causal and mask is None and not isinstance(self.self_attn, MultitaskMultiheadAttention):
             # Torch's own attention, where it was left alone, takes is_causal as a hint about a mask that it wants too.
-            part = self.self_attn.of(self.self_attn.active) if isinstance(self.self_attn, PerTask) else self.self_attn
+            part = self.self_attn.current if isinstance(self.self_attn, PerTask) else self.self_attn
             length = x.shape[0 if x.ndim == 3 and not getattr(part, "batch_first", True) else -2]
             mask = causal_mask(length, length, x.device)
         output, _ = self.self_attn(

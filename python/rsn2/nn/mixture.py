@@ -1,0 +1,82 @@
+"""Mixture: which task each sample of a batch is for."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Mixture:
+    """Which task each sample of a batch is for, as the layers want to know it; made by :func:`rsn2.use_tasks`.
+
+    Attributes:
+        tasks: those that occur, each once, in the order of their first samples.
+        counts: how many samples each of them has.
+    """
+
+    def __init__(self, task_of_sample: Sequence[str]):
+        counted = Counter(task_of_sample)
+        self.tasks = tuple(counted)
+        self.counts = tuple(counted.values())
+        place = {task: number for number, task in enumerate(self.tasks)}
+        self._place_of_sample = torch.tensor([place[task] for task in task_of_sample])
+        self._order = self._place_of_sample.argsort(stable=True)
+        self._sorted = torch.equal(self._order, torch.arange(len(self)))
+        self._numbered: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._place_of_sample)
+
+    def numbered(self, numbers: tuple[int, ...], device: torch.device) -> Tensor:
+        """The number of each sample's task, int64 ``[samples]``, where ``numbers`` has one for each of `tasks`."""
+        key = numbers, device
+        if key not in self._numbered:  # most layers number their tasks alike
+            self._numbered[key] = torch.tensor(numbers)[self._place_of_sample].to(device)
+        return self._numbered[key]
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless there are as many samples along the first dimension of ``x``."""
+        if x.dim() < 2 or x.shape[0] != len(self):
+            raise ValueError(
+                f"x: expected {len(self)} samples along the first dimension, as tasks were given for. "
+                f"Got shape {tuple(x.shape)}."
+            )
+
+    def each(self, x: Tensor | Mapping[str, Tensor], run: Callable[[str, Tensor], Any]) -> Any:
+        """What ``run(task, samples)`` gives for every task's samples: joined in the batch's order, or a dict by task.
+
+        Args:
+            x: the batch, or each task's samples, where they differ in shape.
+            run: called once for each of `tasks`.
+
+        Returns:
+            One tensor, where those of all tasks have one shape but for the number of samples, and one dtype; else a
+            dict from task to tensor.
+
+        Raises:
+            ValueError: if ``x`` does not hold as many samples.
+        """
+        outputs = {task: run(task, samples) for task, samples in self._parts(x).items()}
+        for task, output, count in zip(self.tasks, outputs.values(), self.counts, strict=True):
+            if not isinstance(output, Tensor) or output.dim() == 0 or output.shape[0] != count:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(f"task {task!r}: expected a tensor with {count} samples of its module. Got {got}.")
+        if len({(output.shape[1:], output.dtype) for output in outputs.values()}) > 1:
+            return outputs
+        together = torch.cat(list(outputs.values()))
+        return together if self._sorted else together.index_select(0, self._order.argsort().to(together.device))
+
+    def _parts(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each task's samples."""
+        if isinstance(x, Mapping):
+            counts = {task: part.shape[0] for task, part in x.items()}
+            wanted = dict(zip(self.tasks, self.counts, strict=True))
+            if counts != wanted:
+                raise ValueError(f"x: expected samples of {wanted}, as tasks were given for. Got {counts}.")
+            return {task: x[task] for task in self.tasks}
+        self.check(x)
+        if not self._sorted:
+            x = x.index_select(0, self._order.to(x.device))
+        return dict(zip(self.tasks, x.split(self.counts), strict=True))

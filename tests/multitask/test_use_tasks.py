@@ -1,0 +1,341 @@
+"""A batch of many tasks: every sample is answered as its own task's network would, and gradients stay with its task."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rsn2
+from networks import LOSS, allocated, assert_same, samples, snapshot
+from rsn2.nn import MultitaskLinear, PerTask
+
+TASKS = ("a", "b", "c")
+BATCH = ["b", "a", "b", "c", "a", "b", "c"]
+
+
+def linears() -> nn.Module:
+    """Linear layers with a norm of each task's own; one layer has no bias."""
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.LayerNorm(24), nn.Linear(24, 10, bias=False))
+
+
+def convolutions() -> nn.Module:
+    """Convolutions of one and two dimensions between linear layers."""
+    return nn.Sequential(
+        nn.Linear(12, 32),
+        nn.BatchNorm1d(32),
+        nn.Unflatten(1, (2, 4, 4)),
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(2),
+        nn.Conv1d(4, 3, 3),
+        nn.Flatten(),
+        nn.Linear(42, 10),
+    )
+
+
+def encoder() -> nn.Module:
+    """A transformer encoder over sequences."""
+    layer = nn.TransformerEncoderLayer(12, 3, 16, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (linears, (12,)),
+    "linear over sequences": (linears, (2, 3, 12)),
+    "convolutions": (convolutions, (12,)),
+    "encoder": (encoder, (5, 12)),
+}
+
+
+def network(plain: Callable[[], nn.Module], tasks: tuple[str, ...] = TASKS) -> nn.Module:
+    """The network in float64 with these tasks, each with another seed."""
+    torch.manual_seed(0)
+    model = rsn2.convert(plain().double())
+    for number, task in enumerate(tasks):
+        rsn2.allocate(model, task, 0.25, criterion="random", seed=number)
+    return model.eval()
+
+
+def batch(shape: tuple[int, ...], seed: int = 1) -> Tensor:
+    """A sample for each of BATCH."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(BATCH), *shape, generator=generator, dtype=torch.float64)
+
+
+def task_by_task(model: nn.Module, x: Tensor, tasks: list[str]) -> Tensor:
+    """The same outputs from a forward pass per sample."""
+    outputs = []
+    for sample, task in zip(x.split(1), tasks, strict=True):
+        with rsn2.use_task(model, task):
+            outputs.append(model(sample))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("finalized", [False, True])
+@pytest.mark.parametrize(("plain", "shape"), NETWORKS.values(), ids=NETWORKS)
+def test_every_sample_is_answered_as_its_task(
+    plain: Callable[[], nn.Module], shape: tuple[int, ...], finalized: bool
+) -> None:
+    model = network(plain)
+    if finalized:
+        rsn2.finalize(model)
+    x = batch(shape)
+    expected = task_by_task(model, x, BATCH).detach()
+    for tasks, order in ((BATCH, list(range(7))), (sorted(BATCH), [1, 4, 0, 2, 5, 3, 6])):
+        with rsn2.use_tasks(model, tasks):
+            torch.testing.assert_close(model(x[order]).detach(), expected[order])
+            with torch.no_grad():
+                torch.testing.assert_close(model(x[order]), expected[order])
+
+
+@pytest.mark.parametrize(("plain", "shape"), NETWORKS.values(), ids=NETWORKS)
+def test_gradients_are_those_of_each_task_alone(plain: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    model = network(plain, (*TASKS, "absent"))
+    x = batch(shape)
+    inputs = [x.requires_grad_(), *rsn2.parameters(model, TASKS)]
+    outputs = task_by_task(model, x, BATCH)
+    dy = torch.randn_like(outputs)
+    expected = torch.autograd.grad(outputs, inputs, dy)
+    with rsn2.use_tasks(model, BATCH):
+        found = torch.autograd.grad(model(x), inputs, dy, retain_graph=True)
+        model(x).backward(dy)
+    torch.testing.assert_close(found, expected)
+    assert all(parameter.grad is None for parameter in rsn2.parameters(model, "absent")), "no zeros for an optimizer"
+
+
+def test_batch_norm_takes_statistics_of_each_tasks_samples() -> None:
+    model = network(convolutions).train()
+    twin = copy.deepcopy(model)
+    x = batch((12,))
+    with rsn2.use_tasks(model, BATCH):
+        found = model(x)
+    for task in TASKS:
+        mine = [number for number, each in enumerate(BATCH) if each == task]
+        with rsn2.use_task(twin, task):
+            torch.testing.assert_close(found[mine], twin(x[mine]))
+    for name, after in snapshot(twin).items():
+        torch.testing.assert_close(snapshot(model)[name], after, msg=name)
+
+
+def test_tasks_may_share_a_slot() -> None:
+    model = rsn2.convert(linears().double())
+    rsn2.allocate(model, "a", 0.25, criterion="random", seed=0)
+    rsn2.allocate(model, "b", 0.25, criterion="random", seed=1, share={"a": ["0"]})
+    rsn2.allocate(model, "c", 0.25, criterion="random", seed=2)
+    x = batch((12,))
+    expected = task_by_task(model, x, BATCH)
+    for _ in ("as it is", "finalized"):
+        with rsn2.use_tasks(model, BATCH), torch.no_grad():
+            torch.testing.assert_close(model(x), expected)
+        rsn2.finalize(model)
+
+
+class TestInputsOfEachTasksOwn:
+    """Networks whose tasks have input layers and heads of other sizes."""
+
+    ORDER = ("sizes", "shapes", "sizes")
+
+    def test_inputs_and_outputs_by_task(self) -> None:
+        model = allocated("shapes", "sizes").eval()
+        x = {"shapes": samples("shapes", 1)[0], "sizes": samples("sizes", 2)[0]}
+        with rsn2.use_tasks(model, self.ORDER):
+            found = model(x)
+        assert list(found) == ["sizes", "shapes"]
+        for task, output in found.items():
+            with rsn2.use_task(model, task):
+                torch.testing.assert_close(output, model(x[task]))
+
+    def test_a_dict_that_does_not_hold_the_samples_is_refused(self) -> None:
+        model = allocated("shapes", "sizes").eval()
+        with rsn2.use_tasks(model, self.ORDER):
+            for x in ({"sizes": samples("sizes", 2)[0]}, {"sizes": samples("sizes", 2)[0], "shapes": torch.ones(2, 8)}):
+                with pytest.raises(
+                    ValueError, match=r"^x: expected samples of \{'sizes': 2, 'shapes': 1\}.*Got \{'siz"
+                ):
+                    model(x)
+
+    def test_predict_together_gives_what_predict_does(self) -> None:
+        model = allocated("shapes", "sizes").train()
+        before = snapshot(model)
+        x = {"shapes": samples("shapes", 11)[0], "sizes": samples("sizes", 4)[0]}
+        for batch_size in (3, 512):
+            found = rsn2.predict_together(model, x, batch_size)
+            assert list(found) == ["shapes", "sizes"]
+            for task, output in found.items():
+                assert not output.requires_grad
+                torch.testing.assert_close(output, rsn2.predict(model, task, x[task]))
+        assert model.training
+        assert_same(before, snapshot(model))
+
+
+def test_predict_together_joins_what_is_of_one_shape() -> None:
+    model = network(linears)
+    x = {task: batch((12,), seed) for seed, task in enumerate(TASKS)}
+    found = rsn2.predict_together(model, x, batch_size=4)
+    for task in TASKS:
+        torch.testing.assert_close(found[task], rsn2.predict(model, task, x[task]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "text"),
+    [
+        (torch.ones(2, 12), TypeError, "inputs: expected a dict"),
+        ({"a": [1.0]}, TypeError, "inputs: expected a dict"),
+        ({}, ValueError, "inputs: expected samples of at least one task. Got none"),
+        ({"a": torch.ones(1, 12), "b": torch.ones(0, 12)}, ValueError, r"inputs: .*Got none of \['b'\]"),
+        ({"x": torch.ones(1, 12)}, rsn2.TaskError, "task 'x' has nothing allocated"),
+    ],
+)
+def test_predict_together_names_what_is_wrong(inputs: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"^{text}"):
+        rsn2.predict_together(network(linears), inputs)  # type: ignore[arg-type]
+
+
+class TestFinalizedLayer:
+    """Once finalized, a layer keeps what its tasks own in one storage; nothing else about it changes."""
+
+    @staticmethod
+    def joined(model: nn.Module) -> bool:
+        """Whether the first layer's values lie in one storage."""
+        layer = model[0]  # type: ignore[index]
+        return len({each.untyped_storage().data_ptr() for each in layer.values.values()}) == 1
+
+    def run(self, model: nn.Module) -> Tensor:
+        with rsn2.use_tasks(model, BATCH), torch.no_grad():
+            output: Tensor = model(batch((12,)))
+        return output
+
+    def test_it_keeps_its_values_and_is_copied_and_saved_as_before(self, tmp_path: Path) -> None:
+        model = network(linears)
+        rsn2.finalize(model)
+        before, parameters = snapshot(model), rsn2.parameters(model, "b")
+        self.run(model)
+        assert self.joined(model)
+        assert_same(before, snapshot(model))
+        assert all(a is b for a, b in zip(parameters, rsn2.parameters(model, "b"), strict=True))
+        rsn2.save(model, tmp_path / "net.safetensors")
+        for copied in (rsn2.load(tmp_path / "net.safetensors", linears().double()), copy.deepcopy(model)):
+            assert_same(before, snapshot(copied))
+            torch.testing.assert_close(self.run(copied), self.run(model), rtol=0, atol=0)
+
+    def test_it_sees_what_is_trained_replaced_or_converted_later(self) -> None:
+        model = network(linears)
+        rsn2.finalize(model)
+        self.run(model)
+        optimizer = torch.optim.Adam(rsn2.parameters(model, "b"), lr=0.1)
+        with rsn2.use_task(model, "b"):
+            model(batch((12,))).square().mean().backward()
+        optimizer.step()
+        assert self.joined(model)
+        torch.testing.assert_close(self.run(model), task_by_task(model, batch((12,)), BATCH))
+        layer = model[0]  # type: ignore[index]
+        layer.values["1"] = nn.Parameter(torch.randn_like(layer.values["1"]))
+        layer.biases["0"].data = torch.randn(48, dtype=torch.float64)[::2]
+        torch.testing.assert_close(self.run(model), task_by_task(model, batch((12,)), BATCH))
+        model[0].remove_task("a")  # type: ignore[index,operator,union-attr]
+        with rsn2.use_tasks(model, ["b", "c"]), torch.no_grad():
+            expected = task_by_task(model, batch((12,))[:2], ["b", "c"])
+            torch.testing.assert_close(model(batch((12,))[:2]), expected)
+        x = batch((12,)).float()
+        model.float()
+        expected = task_by_task(model, x[:2], ["b", "c"])
+        with rsn2.use_tasks(model, ["b", "c"]), torch.no_grad():
+            torch.testing.assert_close(model(x[:2]), expected)
+
+    def test_tasks_that_own_nothing_in_a_layer_are_joined_too(self) -> None:
+        layer = MultitaskLinear(6, 4, dtype=torch.float64)
+        masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+        masks[1, :2] = True
+        for task, mask in zip(TASKS, masks, strict=True):
+            layer.add_task(task, mask, 0.0)
+        layer.finalize()
+        x = torch.randn(7, 6, dtype=torch.float64)
+        expected = task_by_task(layer, x, BATCH)
+        for _ in ("moved", "there already"):
+            with rsn2.use_tasks(layer, BATCH), torch.no_grad():
+                torch.testing.assert_close(layer(x), expected)
+
+
+def test_what_was_active_is_active_again() -> None:
+    model = network(linears)
+    x = batch((12,))
+    with rsn2.use_task(model, "c"):
+        expected = model(x)
+        with pytest.raises(ValueError, match=r"^x: expected 7"), rsn2.use_tasks(model, BATCH):
+            model(x[:3])
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "text"),
+    [
+        ("a", TypeError, "task_of_sample: expected a sequence of names. Got str"),
+        (torch.tensor([0]), TypeError, "task_of_sample: expected a sequence of names. Got Tensor"),
+        ([], ValueError, "task_of_sample: expected a task for each sample"),
+        (["a", "x"], rsn2.TaskError, "task 'x' has nothing allocated"),
+    ],
+)
+def test_bad_tasks_are_named(tasks: object, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"^{text}"), rsn2.use_tasks(network(linears), tasks):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(("plain", "shape"), list(NETWORKS.values())[:3], ids=list(NETWORKS)[:3])
+def test_a_batch_of_another_size_is_refused(plain: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    model = network(plain)
+    message = r"^x: expected 7 samples along the first dimension, as tasks were given for\. Got shape \(6, "
+    with rsn2.use_tasks(model, BATCH), pytest.raises(ValueError, match=message):
+        model(batch(shape)[:6])
+
+
+def test_samples_that_do_not_come_first_are_refused() -> None:
+    layer = nn.TransformerEncoderLayer(12, 3, 16)
+    model = network(lambda: nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    with (
+        pytest.raises(rsn2.TaskError, match=r"^layers\.0\.self_attn: expected batch_first=True"),
+        rsn2.use_tasks(model, BATCH),
+    ):
+        pass
+
+
+def test_per_task_modules_get_one_argument_and_give_tensors_of_their_samples() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(0)
+
+    part = PerTask(template=nn.Bilinear(2, 2, 2))
+    for task in TASKS:
+        part.add_task(task)
+    x = torch.randn(7, 2)
+    with rsn2.use_tasks(part, BATCH):
+        with pytest.raises(ValueError, match=r"^PerTask: .* one argument"):
+            part(x, x)
+        with pytest.raises(rsn2.TaskError, match=r"^each sample has a task"):
+            _ = part.current
+    sums = PerTask({"a": Sums(), "b": Sums()})
+    with (
+        rsn2.use_tasks(sums, ["a", "b", "a"]),
+        pytest.raises(ValueError, match=r"^task 'a': expected a tensor with 2 samples .* Got \(5,\)\."),
+    ):
+        sums(torch.ones(3, 5))
+
+
+def test_a_network_of_a_batch_of_many_tasks_learns() -> None:
+    model = allocated("shapes", "sizes")
+    optimizer = torch.optim.Adam(rsn2.parameters(model, ("shapes", "sizes")), lr=0.01)
+    data = {task: samples(task, 16) for task in LOSS}
+    tasks = [task for task in data for _ in range(16)]
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        with rsn2.use_tasks(model, tasks):
+            outputs = model({task: x for task, (x, _) in data.items()})
+        loss = torch.stack([LOSS[task](outputs[task], target) for task, (_, target) in data.items()]).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
