@@ -186,16 +186,22 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   }
   with_panel_type<S>(context, dy.batch, [&](auto element) {
     using P = decltype(element);
+    const auto multiply_columns = [&](const P* in_columns, const int32_t* place) {
+      const SparseRows<P, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row,
+                                     in_columns,      nullptr,    place};
+      multiply(context, columns, BatchSource<P, S>(context.kernels, dy, kMultiplyWidth<P>),
+               BatchSink<S>(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<P>));
+    };
+    if constexpr (std::is_same_v<S, AccumulatorOf<S>>) {
+      if (dy.batch <= kMultiplyWidth<P>) return multiply_columns(values - transposed.perm_base, transposed.perm);
+    }
     const Buffer<P> in_columns(weight.nnz);
     for_chunks(context.parallel, weight.nnz, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
         in_columns.data()[k] = as<P>(values[transposed.perm[k] - transposed.perm_base]);
       }
     });
-    const SparseRows<P, J> columns{transposed.cols, weight.nnz, transposed.crow, transposed.row, in_columns.data(),
-                                   nullptr};
-    multiply(context, columns, BatchSource<P, S>(context.kernels, dy, kMultiplyWidth<P>),
-             BatchSink<S>(context.kernels, dx, dy.batch, transposed.cols, kMultiplyWidth<P>));
+    multiply_columns(in_columns.data(), nullptr);
   });
 }
 

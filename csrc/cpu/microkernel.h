@@ -12,10 +12,11 @@ namespace rsn2::cpu {
 // Where several positions stand side by side, a width is a multiple of one cache line; a single one has width 1.
 
 // out[(r - row_begin) * out_stride + q] = bias[r] + sum over k in [begin[r], end[r]) of
-//     values[k] * panel[index[k] * index_scale + q]
-// for r in [row_begin, row_end), q in [0, width). The sum runs in the order of k for every q alone: a result
-// does not depend on where in the panel it stands, nor on what is computed beside it. With `resumed`, the sum goes on
-// from what out holds, with the bits of one that was not interrupted.
+//     value(k) * panel[index[k] * index_scale + q]
+// for r in [row_begin, row_end), q in [0, width), with values[k] as value(k), or values[place[k]] if there are places. The
+// sum runs in the order of k for every q alone: a result does not depend on where in the panel it stands, nor on what is
+// computed beside it. With `resumed`, the sum goes on from what out holds, with the bits of one that was not interrupted.
+//
 //
 // T is the type of the sums, P that of what is multiplied: the same, or uint16_t for the bits of a bfloat16.
 template <class T, class I, class P = T>
@@ -23,6 +24,7 @@ struct Product {
   const int32_t *begin, *end;
   const I* index;
   const P* values;
+  const int32_t* place;  // null: none; several positions of a P that is T alone
   const T* bias;  // null: none
   bool resumed;   // several positions alone
   int64_t row_begin, row_end;

@@ -81,8 +81,8 @@ void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights,
       for (int64_t part = 0; part < parts; ++part) {
         const int32_t* const end = cut.end(part == parts - 1 ? cut.parts() - 1 : part);
         kernels_for(kernels, P{}, I{})
-            .multiply({cut.begin(part), end, weights.index, as_copied(weights.values), weights.bias, part > 0, r, r_end,
-                       as_copied(data + q), shape.index_scale, width, scratch, width});
+            .multiply({cut.begin(part), end, weights.index, as_copied(weights.values), weights.place, weights.bias, part > 0,
+                       r, r_end, as_copied(data + q), shape.index_scale, width, scratch, width});
       }
       y.store(panel, r, r_end, q, q + width, scratch, width);
     }

@@ -41,6 +41,9 @@ struct SparseRows {
   const I* index;                // [nnz]
   const P* values;               // [nnz]; null for a sampled product
   const AccumulatorOf<P>* bias;  // [rows] or null
+  // [nnz], which of the values is each weight's; null where they are in order. For panels of one position or of BFloat16
+  // they are.
+  const int32_t* place = nullptr;
 };
 
 // Visiting a row costs about as much as this many of its weights: a mispredicted branch and the stores.
