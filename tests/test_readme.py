@@ -32,6 +32,11 @@ def test_tables_are_those_of_the_results_files() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_page_of_public_names_is_that_of_the_docstrings() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs/write_api.py", "--check"], check=False)
+    assert done.returncode == 0, "python docs/write_api.py writes it anew"
+
+
 def test_every_marked_table_is_written_from_a_results_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     written = {(name, marker) for name, marker, _ in importlib.import_module("tables").TABLES}
