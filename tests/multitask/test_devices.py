@@ -40,6 +40,9 @@ def test_tasks_are_allocated_trained_kept_and_saved(device: str, tmp_path: Path)
     assert torch.equal(predictions(model, "first", held_out), trained), "not a bit of it has changed"
 
     rsn2.finalize(model)
+    mixed = rsn2.predict_together(model, {"second": held_out, "first": held_out[:30]})
+    for task, found in mixed.items():
+        torch.testing.assert_close(found, predictions(model, task, held_out)[: len(found)])
     rsn2.save(model, tmp_path / "net.safetensors")
     again = rsn2.load(tmp_path / "net.safetensors", network().to(device))
     for task in ("first", "second"):
