@@ -42,7 +42,7 @@ def test_tasks_are_allocated_trained_kept_and_saved(device: str, tmp_path: Path)
     rsn2.finalize(model)
     mixed = rsn2.predict_together(model, {"second": held_out, "first": held_out[:30]})
     for task, found in mixed.items():
-        torch.testing.assert_close(found, predictions(model, task, held_out)[: len(found)])
+        torch.testing.assert_close(found, predictions(model, task, held_out)[: len(found)], rtol=1e-3, atol=1e-4)
     rsn2.save(model, tmp_path / "net.safetensors")
     again = rsn2.load(tmp_path / "net.safetensors", network().to(device))
     for task in ("first", "second"):
