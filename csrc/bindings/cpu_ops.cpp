@@ -65,18 +65,23 @@ cpu::ImagesView<S> images(const Tensor& t) {
   return {read<S>(t), t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// The words of a mask, which a weight may have beside its indices: int64 [rows, words per row].
+// The words of a mask, which a weight may have beside its indices: int64 [rows, words per row]. Words at all, even none
+// of them, [rows, 0], say that the sums for a single row may run in any order.
 using Words = std::optional<Tensor>;
 
 void check_words(const char* op, const Words& words, const Tensor& crow, int64_t cols) {
-  if (words) check_matrix(op, "words", *words, ScalarType::Long, crow.size(0) - 1,
-                          cpu::ceil_div(cols, cpu::kWordColumns));
+  if (!words) return;
+  const bool none = words->dim() == 2 && words->size(1) == 0;
+  check_matrix(op, "words", *words, ScalarType::Long, crow.size(0) - 1,
+               none ? 0 : cpu::ceil_div(cols, cpu::kWordColumns));
 }
+
+const uint64_t* read_words(const Words& words) { return words && words->size(1) > 0 ? read<uint64_t>(*words) : nullptr; }
 
 template <class I>
 cpu::Csr<I> csr(const Tensor& crow, const Tensor& col, const Words& words = {}) {
-  return {crow.size(0) - 1,  col.size(0), read<int32_t>(crow), read<I>(col), read<uint64_t>(words),
-          words ? words->size(1) : 0};
+  return {crow.size(0) - 1,   col.size(0),       read<int32_t>(crow), read<I>(col),
+          read_words(words), words ? words->size(1) : 0, words.has_value()};
 }
 
 template <class I>
@@ -178,8 +183,13 @@ int64_t rows_per_task(const char* op, const char* name, const Tensor& crow, int6
 
 template <class I>
 cpu::StackedCsr<I> stacked(const Tensor& crow, const Tensor& col, int64_t tasks, const Words& words = {}) {
-  return {tasks, (crow.size(0) - 1) / tasks, read<int32_t>(crow), read<I>(col), read<uint64_t>(words),
-          words ? words->size(1) : 0};
+  return {tasks,
+          (crow.size(0) - 1) / tasks,
+          read<int32_t>(crow),
+          read<I>(col),
+          read_words(words),
+          words ? words->size(1) : 0,
+          words.has_value()};
 }
 
 Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor crow,

@@ -19,13 +19,15 @@ struct StackedCsr {
   const I* col;
   const uint64_t* words = nullptr;  // as in Csr
   int64_t row_words = 0;
+  bool any_order = false;
 
   int64_t first(int64_t task) const { return crow[task * rows]; }
   int64_t nnz(int64_t task) const { return first(task + 1) - first(task); }
 
   // The weight of one task, with its pointers counted from zero.
   Csr<I> own(int64_t task, const int32_t* own_crow) const {
-    return {rows, nnz(task), own_crow, col + first(task), words ? words + task * rows * row_words : nullptr, row_words};
+    return {rows, nnz(task), own_crow, col + first(task), words ? words + task * rows * row_words : nullptr, row_words,
+            any_order};
   }
 };
 

@@ -159,7 +159,8 @@ void linear(const Context& context, const MatrixView<S>& x, const S* values, con
   with_panel_type<S>(context, x.batch, [&](auto element) {
     using P = decltype(element);
     const WidenedValues<S, P> taken(context.parallel, values, weight.nnz);
-    const SparseRows<P, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, taken.data(), wide_bias.data()};
+    const SparseRows<P, I> rows{weight.rows,      weight.nnz, weight.crow,     weight.col, taken.data(),
+                                wide_bias.data(), nullptr,    weight.any_order && x.batch == 1};
     multiply(context, rows, BatchSource<P, S>(context.kernels, x, kMultiplyWidth<P>),
              BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<P>));
   });

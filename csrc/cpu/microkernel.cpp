@@ -53,10 +53,10 @@ constexpr const BitKernels* kBits = nullptr;
 
 const Microkernels microkernels = {
     RSN2_NAME(RSN2_ISA),
-    {multiply<float, int32_t>, sample<float, int32_t>, scatter<float, int32_t>},
-    {multiply<float, uint16_t>, sample<float, uint16_t>, scatter<float, uint16_t>},
-    {multiply<double, int32_t>, sample<double, int32_t>, scatter<double, int32_t>},
-    {multiply<double, uint16_t>, sample<double, uint16_t>, scatter<double, uint16_t>},
+    {multiply<float, int32_t>, multiply_any_order<float, int32_t>, sample<float, int32_t>, scatter<float, int32_t>},
+    {multiply<float, uint16_t>, multiply_any_order<float, uint16_t>, sample<float, uint16_t>, scatter<float, uint16_t>},
+    {multiply<double, int32_t>, multiply_any_order<double, int32_t>, sample<double, int32_t>, scatter<double, int32_t>},
+    {multiply<double, uint16_t>, multiply_any_order<double, uint16_t>, sample<double, uint16_t>, scatter<double, uint16_t>},
     {transpose<float>, copy_runs<float>},
     {transpose<double>, copy_runs<double>},
     {transpose<uint16_t>, copy_runs<uint16_t>},

@@ -159,6 +159,8 @@ struct BitGather {
 template <class T, class I>
 struct IndexedKernels {
   void (*multiply)(const Product<T, I>&);
+  // The same on a single position, in an order of its own: the same wherever a row stands.
+  void (*multiply_any_order)(const Product<T, I>&);
   void (*sample)(const SampledProduct<T, I>&);
   void (*scatter)(const ScatteredProduct<T, I>&);
 };

@@ -65,6 +65,16 @@ int64_t multiply_parts(const SparseRows<P, I>& weights, const PanelSource<P>& x)
   return std::clamp(weights.nnz / (weights.rows * kPartWeights), least, feature_parts(x, kMultiplyFirstLevelBytes));
 }
 
+// The kernel of a product; there is a choice on a single position, which no product in pairs has.
+template <class T, class I>
+auto product_of(const IndexedKernels<T, I>& kernels, bool any_order) {
+  return any_order ? kernels.multiply_any_order : kernels.multiply;
+}
+template <class I>
+auto product_of(const PairKernels<I>& kernels, bool) {
+  return kernels.multiply;
+}
+
 // One panel times rows [row_begin, row_end), stored block by block through scratch.
 template <class P, class I, class T>
 void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights, const CutRows<I>& cut,
@@ -76,13 +86,13 @@ void multiply_rows(const Microkernels& kernels, const SparseRows<P, I>& weights,
     // panel meets, the more seldom it is read into the cache.
     const int64_t parts = width == 1 ? 1 : cut.parts();
     const int64_t rows = width == 1 ? kNarrowRowBlock : parts == 1 ? kRowBlock : kRowBlock * kWidthBlock / width;
+    const auto multiply = product_of(kernels_for(kernels, P{}, I{}), weights.any_order && width == 1);
     for (int64_t r = row_begin; r < row_end; r += rows) {
       const int64_t r_end = std::min(r + rows, row_end);
       for (int64_t part = 0; part < parts; ++part) {
         const int32_t* const end = cut.end(part == parts - 1 ? cut.parts() - 1 : part);
-        kernels_for(kernels, P{}, I{})
-            .multiply({cut.begin(part), end, weights.index, as_copied(weights.values), weights.place, weights.bias, part > 0,
-                       r, r_end, as_copied(data + q), shape.index_scale, width, scratch, width});
+        multiply({cut.begin(part), end, weights.index, as_copied(weights.values), weights.place, weights.bias, part > 0, r,
+                  r_end, as_copied(data + q), shape.index_scale, width, scratch, width});
       }
       y.store(panel, r, r_end, q, q + width, scratch, width);
     }

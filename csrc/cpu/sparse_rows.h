@@ -19,6 +19,8 @@ struct Csr {
   // The same as bits, [rows, row_words], as BitMask has them; null where no product is asked to use them.
   const uint64_t* words = nullptr;
   int64_t row_words = 0;
+  // Whether the sums for a batch of one may run in an order of their own.
+  bool any_order = false;
 };
 
 // The same positions in column-major order.
@@ -44,6 +46,8 @@ struct SparseRows {
   // [nnz], which of the values is each weight's; null where they are in order. For panels of one position or of BFloat16
   // they are.
   const int32_t* place = nullptr;
+  // Whether sums on a single position may run in an order of their own.
+  bool any_order = false;
 };
 
 // Visiting a row costs about as much as this many of its weights: a mispredicted branch and the stores.

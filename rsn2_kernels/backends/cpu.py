@@ -70,14 +70,15 @@ def index(
 ) -> list[Tensor]:
     """The index tensors of a weight; those of linear products with 16-bit columns and rows where they fit.
 
-    ``with_words``: with the words of the mask, if one row of x, or a copy, is quicker by them.
+    ``with_words``: with the words of the mask, if one row of x, or a copy, is quicker by them; else with none, which
+    says that the sums for one row may run in any order.
     """
     tensors = weight.index(with_columns)
     if geometry is None:
         for place, size in ((1, weight.shape[1]), (3, weight.shape[0])):
             if place < len(tensors) and size <= NARROW:
                 tensors[place] = _narrow(weight, place, tensors[place])
-    return tensors + mask_words(weight) if with_words else tensors
+    return tensors + (mask_words(weight) or _no_words(weight)) if with_words else tensors
 
 
 def is_worth_bits(weight: CsrIndex) -> bool:
@@ -94,6 +95,15 @@ def mask_words(weight: CsrIndex) -> list[Tensor]:
     if torch.compiler.is_compiling() and not weight.remembers("words"):
         return []
     return [weight.words()]
+
+
+def _no_words(weight: CsrIndex) -> list[Tensor]:
+    """``[int64 [stacks * rows, 0]]``, as in `_narrow`."""
+    if torch.compiler.is_compiling() and not weight.remembers("no words"):
+        return []
+    return list(
+        weight.derived("no words", lambda: (weight.crow.new_empty(weight.crow.shape[0] - 1, 0, dtype=torch.int64),))
+    )
 
 
 def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:

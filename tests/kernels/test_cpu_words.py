@@ -1,4 +1,4 @@
-"""One row of x goes by the bits of the mask where a weight owns an eighth or more, unless a backend was asked for."""
+"""One row of x with no backend asked for: by the bits of the mask where an eighth is owned, else in another order."""
 
 from dataclasses import replace
 
@@ -32,6 +32,16 @@ AWKWARD_SIZES: tuple[Case, ...] = (
     GroupedCase(4, 33, 70, (4,), 0.4),
     GroupedCase(5, 9, 130, (7,), 0.3, absent=(1,), empty=(2,), full=(3,)),
 )
+# Rows of fewer weights than are multiplied at once, of as many, and of more.
+THIN_SIZES: tuple[Case, ...] = (
+    LinearCase(1, 1, (1,), 0.0),
+    LinearCase(40, 30, (1,), 0.05),
+    LinearCase(33, 100, (1,), 0.1, x_layout="reversed", dy_layout="reversed"),
+    LinearCase(30, 1000, (), 0.08, holes=True),
+    LinearCase(70, 300, (1, 1), 0.1, bias=False),
+    GroupedCase(4, 33, 70, (4,), 0.1),
+    GroupedCase(5, 9, 500, (7,), 0.05, absent=(1,), empty=(2,)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +64,14 @@ def words_read(case: Case) -> Tensor | None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+@pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
 def test_awkward_sizes(case: Case, dtype: torch.dtype) -> None:
-    assert words_read(case) is not None
+    words = words_read(case)
+    assert words is not None and (words.shape[1] == 0) == (case in THIN_SIZES)
     assert_keeps_contract(case, dtype, None)
 
 
-@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+@pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
 def test_gradients_are_those_by_indices_to_the_bit(case: Case) -> None:
     operands = case.operands(torch.float32)
     found, expected = (
@@ -71,7 +82,7 @@ def test_gradients_are_those_by_indices_to_the_bit(case: Case) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("case", AWKWARD_SIZES, ids=str)
+@pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
 def test_a_row_of_x_may_lie_anywhere(case: Case) -> None:
     """What stands beside the operands in memory is not read into the result, though registers are wider."""
     operands = case.operands(torch.float32)
@@ -103,9 +114,8 @@ def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions
     assert one_row[1] == one_row[0] and rows[1] > 1.5 * rows[0]
 
 
-@pytest.mark.parametrize("case", [LinearCase(70, 300, (1,), 0.1), LinearCase(70, 300, (2,), 0.5)], ids=str)
-def test_a_thin_weight_and_a_larger_batch_go_by_indices(case: LinearCase) -> None:
-    assert words_read(case) is None
+def test_a_larger_batch_goes_by_indices_in_their_order() -> None:
+    assert words_read(LinearCase(70, 300, (2,), 0.5)) is None
 
 
 def test_a_backend_that_is_asked_for_gives_a_row_the_same_bits_in_every_batch() -> None:
@@ -124,8 +134,9 @@ def test_words_are_made_once_and_counted() -> None:
 
 
 @pytest.mark.parametrize("product", ["linear", "linear_dx", "linear_dvalues"])
-def test_opcheck_passes(product: str) -> None:
-    operands = LinearCase(6, 90, (1,), 0.5).operands(torch.float32)
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_opcheck_passes(product: str, density: float) -> None:
+    operands = LinearCase(6, 90, (1,), density).operands(torch.float32)
     x, values, dy = operands.x, operands.values, operands.dy
     index, short = (dispatch.index("cpu", operands.pattern, columns, with_words=True) for columns in (True, False))
     arguments = {
@@ -136,9 +147,10 @@ def test_opcheck_passes(product: str) -> None:
     torch.library.opcheck(getattr(torch.ops.rsn2, product).default, arguments[product])
 
 
-def test_compiled_calls_give_what_eager_ones_do() -> None:
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_compiled_calls_give_what_eager_ones_do(density: float) -> None:
     torch.compiler.reset()
-    case = LinearCase(33, 130, (1,), 0.5)
+    case = LinearCase(33, 130, (1,), density)
     operands = case.operands(torch.float32)
     for _ in range(2):  # the first eager call makes the words, with which the second graph is compiled
         compiled = torch.compile(lambda: case.call(operands, None), fullgraph=True)()

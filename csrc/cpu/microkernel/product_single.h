@@ -113,5 +113,33 @@ void multiply_single(const Product<T, I>& p, const int32_t* order, int64_t count
   for (; i < count; ++i) finish_single(p, order[i], 0, p.bias ? p.bias[order[i]] : T{0});
 }
 
+// The rows one after the other, four neighbouring weights in the lanes of a vector and two vectors side by side.
+template <class T, class I>
+void multiply_any_order(const Product<T, I>& p) {
+  using Q = Quad<T>;
+  const T* const panel = p.panel;
+  const auto add_four = [&](typename Q::Vector& sum, const T* value, const I* index) __attribute__((always_inline)) {
+    const FourIndices<I> four(index);
+    const typename Q::Vector feature = {panel[four[0]], panel[four[1]], panel[four[2]], panel[four[3]]};
+    sum = multiply_add(Q::load(value), feature, sum);
+  };
+  for (int64_t r = p.row_begin; r < p.row_end; ++r) {
+    const int64_t begin = p.begin[r], count = p.end[r] - begin;
+    const T* const value = p.values + begin;
+    const I* const index = p.index + begin;
+    typename Q::Vector even{}, odd{};
+    int64_t k = 0;
+    for (; k + 8 <= count; k += 8) {
+      add_four(even, value + k, index + k);
+      add_four(odd, value + k + 4, index + k + 4);
+    }
+    even += odd;
+    T sum = p.bias ? p.bias[r] : T{0};
+    if (k > 0) sum += (even[0] + even[1]) + (even[2] + even[3]);
+    for (; k < count; ++k) sum = multiply_add(value[k], panel[index[k]], sum);
+    p.out[(r - p.row_begin) * p.out_stride] = sum;
+  }
+}
+
 }  // namespace
 }  // namespace rsn2::cpu::RSN2_ISA

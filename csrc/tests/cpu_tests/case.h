@@ -81,6 +81,14 @@ struct Laid {
   }
 };
 
+// What a product may do with a single position: nothing of its own, sum in another order, or that by the bits of the mask.
+enum class Single { in_order, any_order, words };
+constexpr Single kAllSingle[] = {Single::in_order, Single::any_order, Single::words};
+
+inline const char* name_of(Single single) {
+  return single == Single::in_order ? "" : single == Single::any_order ? " any order" : " words";
+}
+
 template <class S>
 struct Results {
   std::vector<S> y, dx, dvalues;
@@ -111,9 +119,9 @@ struct Case {
     return part;
   }
 
-  // I: of the indices of a linear product. with_words: whether it is given the mask as well.
+  // I: of the indices of a linear product.
   template <class S, class I = int32_t>
-  Results<S> run(const cpu::Context& context, bool as_linear, Strides strides, bool with_words = false) const {
+  Results<S> run(const cpu::Context& context, bool as_linear, Strides strides, Single single = Single::in_order) const {
     const Laid<S> x_laid(x, p.batch, p.all_channels(), p.height, p.width, strides);
     const Laid<S> dy_laid(dy, p.batch, p.all_rows(), p.output(0), p.output(1), strides);
     const std::vector<S> values = stored<S>(weight.values), bias_s = stored<S>(bias);
@@ -126,8 +134,14 @@ struct Case {
                                         weight.perm.data()};
     if (as_linear) {
       const std::vector<uint64_t> words = weight.words(p.cols());
-      const cpu::Csr<I> by_row{csr.rows, csr.nnz, csr.crow, col.data(), with_words ? words.data() : nullptr,
-                               (p.cols() + 63) / 64};
+      const bool with_words = single == Single::words;
+      const cpu::Csr<I> by_row{csr.rows,
+                               csr.nnz,
+                               csr.crow,
+                               col.data(),
+                               with_words ? words.data() : nullptr,
+                               with_words ? (p.cols() + 63) / 64 : 0,
+                               single != Single::in_order};
       const cpu::TransposedCsr<I> by_col{transposed.cols, transposed.nnz, transposed.crow, row_t.data(), transposed.perm};
       cpu::linear(context, x_laid.matrix(), values.data(), bias_data, by_row, out.y.data());
       cpu::linear_dx(context, dy_laid.matrix(), values.data(), by_row, by_col, out.dx.data());

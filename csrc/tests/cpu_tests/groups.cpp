@@ -16,15 +16,16 @@ std::vector<int32_t> stacked(std::vector<int32_t> a, const std::vector<int32_t>&
 
 // Two tasks with rows, one between them without, and rows of no task; together or mixed.
 template <class S>
-void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, bool together, bool with_words,
+void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, bool together, Single single,
                                            std::mt19937& random) {
-  const int64_t features = 40, outputs = 21, batches[] = {with_words ? 1 : 5, 20};
+  const int64_t features = 40, outputs = 21, batches[] = {single == Single::in_order ? 5 : 1, 20};
+  const bool with_words = single == Single::words;
   const cpu::Context context{kernels, threads(3)};
   Case tasks[] = {{linear_problem(batches[0], outputs, features, 0.3), random, any_number},
                   {linear_problem(batches[1], outputs, features, 0.1), random, any_number}};
   for (Case& each : tasks) each.bias.assign(outputs, 0.75);
-  const Results<S> right[] = {tasks[0].template run<S>(context, true, Strides::contiguous, with_words),
-                              tasks[1].template run<S>(context, true, Strides::contiguous, with_words)};
+  const Results<S> right[] = {tasks[0].template run<S>(context, true, Strides::contiguous, single),
+                              tasks[1].template run<S>(context, true, Strides::contiguous, single)};
   std::vector<int64_t> task_of_row{-1};
   std::vector<double> x(features, NAN), dy(outputs, NAN);
   std::vector<S> y(outputs, stored<S>(NAN)), dx(features, S{});
@@ -56,7 +57,9 @@ void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, boo
   const int64_t batch = static_cast<int64_t>(task_of_row.size());
   const cpu::RowsByTask order(task_of_row.data(), batch, 3);
   const std::vector<uint64_t> words = joined(joined(a.words(features), std::vector<uint64_t>(outputs)), b.words(features));
-  const cpu::StackedCsr<int32_t> weights{3, outputs, crow.data(), col.data(), with_words ? words.data() : nullptr, 1};
+  const cpu::StackedCsr<int32_t> weights{3, outputs, crow.data(), col.data(),
+                                             with_words ? words.data() : nullptr,
+                                             with_words ? 1 : 0, single != Single::in_order};
   const cpu::StackedCsr<int32_t> columns{3, features, crow_t.data(), row_t.data()};
   const cpu::MatrixView<S> x_view{x_s.data(), batch, features, features, 1}, dy_view{dy_s.data(), batch, outputs, outputs, 1};
   std::vector<S> got_y(y.size()), got_dx(dx.size()), got_dvalues(values.size());
@@ -64,7 +67,7 @@ void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, boo
   cpu::grouped_linear_dx(context, dy_view, values.data(), weights, columns, perm.data(), order, got_dx.data());
   cpu::grouped_linear_dvalues(context, dy_view, x_view, weights, order, got_dvalues.data());
   const std::string what = std::string(kernels.name) + " " + type_name<S>() + (together ? " together" : " mixed") +
-                           (with_words ? " words" : "");
+                           name_of(single);
   expect(same_bits(got_y, y), what + ": y of a group is that of the separate products");
   expect(same_bits(got_dx, dx), what + ": dx of a group is that of the separate products");
   expect(same_bits(got_dvalues, joined(right[0].dvalues, right[1].dvalues)),
@@ -77,8 +80,8 @@ void test_groups(const cpu::Microkernels& kernels) {
   for_types([&](auto type) {
     std::mt19937 random(1);
     for (const bool together : {false, true}) {
-      for (const bool with_words : {false, true}) {
-        expect_groups_to_be_separate_products<decltype(type)>(kernels, together, with_words, random);
+      for (const Single single : kAllSingle) {
+        expect_groups_to_be_separate_products<decltype(type)>(kernels, together, single, random);
       }
     }
   });

@@ -11,11 +11,11 @@ void expect_the_definition(const cpu::Microkernels& kernels, const Problem& p, b
   const Answer right = answer(p, problem.weight, problem.x, problem.dy, problem.bias);
   for (const Strides strides : kAllStrides) {
     const cpu::Context context{kernels, threads(3)};
-    for (const bool with_words : {false, true}) {
-      const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides, with_words)
-                                                      : problem.run<S>(context, as_linear, strides, with_words);
+    for (const Single single : kAllSingle) {
+      const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides, single)
+                                                      : problem.run<S>(context, as_linear, strides, single);
       const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
-                               " strides " + std::to_string(static_cast<int>(strides)) + (with_words ? " words" : "");
+                               " strides " + std::to_string(static_cast<int>(strides)) + name_of(single);
       expect(same_numbers(got.y, right.y), what + ": y is the definition's");
       expect(same_numbers(got.dx, right.dx), what + ": dx is the definition's");
       expect(same_numbers(got.dvalues, right.dvalues), what + ": dvalues is the definition's");
@@ -50,17 +50,17 @@ void expect_same_bits(const cpu::Microkernels& kernels, const Problem& p, bool a
   }
 }
 
-// By the bits of the mask: the gradients are those by indices, to the bit, and y but for the order of its sums.
+// Where a single position goes its own way, the gradients are those by indices, to the bit, and y but for its sums' order.
 template <class S>
-void expect_same_bits_by_words(const cpu::Microkernels& kernels, const Problem& p, std::mt19937& random) {
+void expect_same_bits_alone(const cpu::Microkernels& kernels, const Problem& p, Single single, std::mt19937& random) {
   const Case problem(p, random, any_number);
-  const std::string what = describe(kernels.name, type_name<S>(), p) + " words";
+  const std::string what = describe(kernels.name, type_name<S>(), p) + name_of(single);
   const Results<S> by_index = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous);
-  const Results<S> one = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous, true);
+  const Results<S> one = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous, single);
   expect(same_bits(one.dx, by_index.dx), what + ": dx is that by indices");
   expect(same_bits(one.dvalues, by_index.dvalues), what + ": dvalues are those by indices");
   for (const int64_t count : {2, 5}) {
-    const Results<S> many = problem.run<S, uint16_t>({kernels, threads(count)}, true, Strides::contiguous, true);
+    const Results<S> many = problem.run<S, uint16_t>({kernels, threads(count)}, true, Strides::contiguous, single);
     expect(same_bits(one.y, many.y) && same_bits(one.dx, many.dx) && same_bits(one.dvalues, many.dvalues),
            what + ": results do not depend on the number of threads");
   }
@@ -109,10 +109,11 @@ void test_products_of(const cpu::Microkernels& kernels) {
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
   for (const Problem& p : kInParts) expect_the_definition<S>(kernels, p, true, random);
   for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
-  expect_same_bits_by_words<S>(kernels, linear_problem(1, 130, 1000, 0.3), random);
+  expect_same_bits_alone<S>(kernels, linear_problem(1, 130, 1000, 0.3), Single::words, random);
+  expect_same_bits_alone<S>(kernels, linear_problem(1, 130, 1000, 0.03), Single::any_order, random);
   if (std::is_same_v<S, float>) {  // to which all others are widened
     expect_the_definition<S>(kernels, kAhead, true, random);
-    expect_same_bits_by_words<S>(kernels, kAhead, random);
+    expect_same_bits_alone<S>(kernels, kAhead, Single::words, random);
   }
   expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
   expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);
