@@ -279,6 +279,13 @@ def test_a_case_that_is_unsure_is_measured_further(tmp_path: Path, monkeypatch: 
     assert max(asked) == 5
 
 
+def test_long_calls_have_all_rounds_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsn2.bench.measure.LONG", 0.0)
+    (found,) = run(TINY[:1], replace(FAST, rounds=12), tmp_path).records
+    assert found["passes"] == FAST.passes
+    assert {len(samples) for samples in found["seconds"].values()} == {6}
+
+
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     grid = TINY[:4]
 

@@ -50,7 +50,8 @@ class Settings:
         threads: of the CPU.
         seconds: for each candidate of a case, about, all passes together.
         rounds: samples of each candidate, at least, all passes together; half as many where a call is LONG.
-        passes: times that a case is measured, others between: a machine may be slow for some seconds.
+        passes: times that a case is measured, others between: a machine may be slow for some seconds. Once, with the
+            rounds of all, where a call is LONG, as that lasts longer.
         further: passes of a case that is unsure after these, at most.
         limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
         cold: empty the caches before each call.
@@ -76,8 +77,8 @@ def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = N
     """Measure a case, one pass of it.
 
     Returns:
-        "key", "case", "taken" (seconds), "passes" (1), and either "skipped" (why), or "memory" (name -> kind -> bytes),
-        or
+        "key", "case", "taken" (seconds), "passes" (that it stands for), and either "skipped" (why), or "memory" (name ->
+        kind -> bytes), or
 
         - "baseline": the name of the call that others are compared with
         - "seconds": name -> of every sample; of the baseline a second time under its name + " again"
@@ -134,11 +135,12 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     if settings.cold:
         large = torch.ones(_EVICTED_BYTES // 4, device=settings.device)
         before = {name: _both(before.get(name), large.sum) for name in calls}
-    rounds = settings.rounds / (2 if max(once[name] for name in calls) > LONG else 1)
+    is_long = max(once[name] for name in calls) > LONG
+    share = settings.rounds / (2 if is_long else settings.passes)
     samples = interleaved(
         calls,
         settings.seconds / settings.passes,
-        math.ceil(rounds / settings.passes),
+        math.ceil(share),
         device=settings.device,
         before=before,
         warmed=once,
@@ -152,6 +154,7 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
         "bytes": {name: amount.bytes for name, amount in work.amounts.items()},
         "macs": {name: amount.macs for name, amount in work.amounts.items()},
         "dtype": {name: amount.dtype for name, amount in work.amounts.items()},
+        "passes": settings.passes if is_long else 1,
         "loud": probe.loud - loud if probe else 0,
         "unavailable": work.unavailable,
         **work.facts,
