@@ -77,8 +77,8 @@ def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = N
     """Measure a case, one pass of it.
 
     Returns:
-        "key", "case", "taken" (seconds), "passes" (that it stands for), and either "skipped" (why), or "memory" (name ->
-        kind -> bytes), or
+        "key", "case", "taken" (seconds), "passes" (that it stands for), and either "skipped" (why), or "memory" (name
+        -> kind -> bytes), or
 
         - "baseline": the name of the call that others are compared with
         - "seconds": name -> of every sample; of the baseline a second time under its name + " again"
