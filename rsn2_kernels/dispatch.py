@@ -154,24 +154,33 @@ def resolve(
 
     A backend that is asked for by name gives a row the same bits in every batch.
     """
-
-    def found_anew() -> tuple[str, list[Tensor]]:
-        name = choose(op, weight, batch, dtype, backend, geometry, trains)
-        # Of a stack, any task may have one row; a mixture copies by them.
-        with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
-        return name, index(name, weight, with_columns, geometry, with_words)
-
     if is_traced():
-        return found_anew()
+        return _resolved_anew(op, weight, batch, dtype, backend, with_columns, geometry, trains)
     known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
     key = (op, batch, dtype, backend, with_columns, geometry, trains)
     found = known.get(key)
     if found is None:
-        found = found_anew()
+        found = _resolved_anew(op, weight, batch, dtype, backend, with_columns, geometry, trains)
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found
     return found
+
+
+def _resolved_anew(
+    op: str,
+    weight: CsrIndex,
+    batch: int,
+    dtype: torch.dtype,
+    backend: str | None,
+    with_columns: bool,
+    geometry: ConvGeometry | None,
+    trains: bool,
+) -> tuple[str, list[Tensor]]:
+    name = choose(op, weight, batch, dtype, backend, geometry, trains)
+    # Of a stack, any task may have one row; a mixture copies by them.
+    with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
+    return name, index(name, weight, with_columns, geometry, with_words)
 
 
 def explain(

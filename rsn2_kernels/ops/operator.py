@@ -99,7 +99,10 @@ class _Recorded(torch.autograd.Function):
 
 def _is_watched(operands: tuple[Tensor | None, ...]) -> bool:
     """Whether torch's dispatcher must see a call: it is traced, or an operand is more or less than a tensor."""
-    return is_traced() or any(each is not None and (type(each) not in PLAIN or each.is_meta) for each in operands)
+    for each in operands:
+        if each is not None and (type(each) not in PLAIN or each.is_meta):
+            return True
+    return is_traced()
 
 
 def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
