@@ -14,6 +14,7 @@ from rsn2.bench import cases, plots, report
 from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings
 from rsn2.bench.results import FILE, BenchError, Results, run
+from rsn2.command import errors
 
 _QUICK = {"seconds": 0.06, "rounds": 9, "limit": 0.5, "patience": 0.3}
 
@@ -73,7 +74,7 @@ def bench(
       130  interrupted: the same command goes on from there
     """
     console = Console(quiet=quiet, width=None if sys.stdout.isatty() else 190)
-    try:
+    with errors():
         if new is not None and old is None:
             raise BenchError("--with: expected --compare beside it.")
         before = Results.read(old) if old is not None else None
@@ -91,12 +92,6 @@ def bench(
                 **(_QUICK if quick else {}) | {name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]
             )
             found = _measured(settings, folder, fresh, console)
-    except (BenchError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from error
     if found.wrong:
         print("wrong results:", *found.wrong, sep="\n", file=sys.stderr)
         raise typer.Exit(1)
