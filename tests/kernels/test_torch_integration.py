@@ -1,8 +1,5 @@
-"""The operators inside torch: opcheck, torch.compile, torch.export, autocast, pickling."""
+"""The operators inside torch: opcheck, torch.compile, torch.export, function transforms."""
 
-import copy
-import io
-import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,9 +17,7 @@ from rsn2_kernels.backends import cpu
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 
-from . import oracle
 from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, Operands
-from .precision import assert_within_roundoff
 
 # Backends that derive something from a pattern outside of graphs.
 DERIVE_EAGERLY = ("cuda", "triton")
@@ -311,6 +306,7 @@ DERIVED: dict[str, Callable[[rk.SparsePattern], Sequence[Tensor]]] = {
     "column order": lambda pattern: pattern.by_column(),
     "16-bit index": lambda pattern: cpu.index(pattern, with_columns=True, geometry=None),
     "mask words": lambda pattern: (pattern.words(),),
+    "no words": cpu._no_words,
     "compact form": plans.compact,
     "group": lambda pattern: PatternGroup.of([pattern, pattern]).index(with_columns=True),
 }
@@ -337,91 +333,3 @@ def test_numbers_derived_while_torch_follows_are_not_remembered(
     followed(lambda: pattern.derived("numbers", lambda: (1, 2)))
     assert not pattern.remembers("numbers")
     assert pattern.derived("numbers", lambda: (3, 4)) == pattern.derived("numbers", lambda: (5, 6)) == (3, 4)
-
-
-def test_autocast_computes_in_its_own_type_and_returns_gradients_in_the_operands(operator: str, backend: str) -> None:
-    case = SMALL[operator]
-    operands = case.operands(torch.float32)
-    dy = operands.dy.bfloat16()
-    x, values = operands.x.detach().bfloat16(), operands.values.detach().bfloat16()
-    bias = None if operands.bias is None else operands.bias.detach().bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = case.call(operands, backend)
-    exact = oracle.products(case.function(operands.mask), x, values, bias, dy)
-    assert_within_roundoff("y", y, exact["y"], torch.bfloat16)
-    for name, each in operands.inputs.items():
-        (gradient,) = torch.autograd.grad(y, each, dy, retain_graph=True)
-        assert gradient.dtype == torch.float32, name
-        assert_within_roundoff(name, gradient.bfloat16(), exact[name], torch.bfloat16)
-
-
-def test_a_backward_pass_inside_autocast_keeps_the_operands_precision(operator: str, backend: str) -> None:
-    operands = SMALL[operator].operands(torch.float32)
-    inputs = list(operands.inputs.values())
-    outside = torch.autograd.grad(SMALL[operator].call(operands, backend), inputs, operands.dy)
-    y = SMALL[operator].call(operands, backend)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = torch.autograd.grad(y, inputs[:2], operands.dy)
-    for name, got, wanted in zip(operands.inputs, inside, outside, strict=False):
-        assert got.dtype == torch.float32 and torch.equal(got, wanted), name
-
-
-def test_autocast_leaves_float64_alone_as_it_does_for_torchs_own_linear(backend: str) -> None:
-    if (why := dispatch._why_not(backend, torch.device("cpu"), torch.float64)) is not None:
-        pytest.skip(why)
-    operands = LinearCase(5, 7, (3,)).operands(torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        own = nn.functional.linear(operands.x, torch.zeros(5, 7, dtype=torch.float64))
-        assert rk.linear(operands.x, operands.values, operands.pattern, backend=backend).dtype == own.dtype
-
-
-def test_autocast_that_is_off_changes_nothing(operator: str, backend: str) -> None:
-    operands = SMALL[operator].operands(torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
-        y = SMALL[operator].call(operands, backend)
-    assert torch.equal(y, SMALL[operator].call(operands, backend))
-
-
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
-    ids=["deepcopy", "pickle"],
-)
-@pytest.mark.parametrize("with_columns", [False, True], ids=["rows", "columns"])
-def test_a_copied_pattern_computes_the_same(
-    copied: Callable[[Any], Any], with_columns: bool, operator: str, backend: str
-) -> None:
-    case = SMALL[operator]
-    operands = case.operands(torch.float32)
-    operands.pattern.index(with_columns)
-    twin = replace(operands, patterns=copied(operands.patterns))
-    inputs = list(operands.inputs.values())
-    for call in (operands, twin):
-        assert call.pattern.nnz == operands.pattern.nnz
-    gradients = [torch.autograd.grad(case.call(each, backend), inputs, operands.dy) for each in (operands, twin)]
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))],
-    ids=["deepcopy", "pickle"],
-)
-def test_a_copied_owner_map_answers_the_same(copied: Callable[[Any], Any]) -> None:
-    owners = rk.OwnerMap.empty((5, 70))
-    owners.claim(4, torch.rand(5, 70) < 0.3)
-    owners.claim(1, owners.free() & (torch.rand(5, 70) < 0.3))
-    twin = copied(owners)
-    assert twin.tasks == owners.tasks and twin.shape == owners.shape and twin.nbytes == owners.nbytes
-    assert torch.equal(twin.codes(), owners.codes()) and twin.count(4) == owners.count(4)
-
-
-def test_a_module_that_holds_a_map_and_a_pattern_can_be_saved_whole() -> None:
-    network = Network("dense")
-    network.owners.claim(0, network.conv_pattern.mask())
-    held = io.BytesIO()
-    torch.save(network, held)
-    held.seek(0)
-    again: Network = torch.load(held, weights_only=False)
-    x = torch.randn(2, 3, 6, 6)
-    assert torch.equal(again(x), network(x)) and again.owners.tasks == (0,)
