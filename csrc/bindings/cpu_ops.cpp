@@ -2,7 +2,9 @@
 // Only LibTorch's stable ABI is used, so one build serves every torch from the targeted release on.
 #include <torch/csrc/stable/library.h>
 
+#include <numeric>
 #include <optional>
+#include <vector>
 
 #include "../cpu/conv2d.h"
 #include "../cpu/expansion.h"
@@ -192,21 +194,51 @@ cpu::StackedCsr<I> stacked(const Tensor& crow, const Tensor& col, int64_t tasks,
           words.has_value()};
 }
 
-Tensor grouped_linear(Tensor x, Tensor values, std::optional<Tensor> biases, Tensor task_of_row, Tensor crow,
-                      Tensor col, Words words, int64_t tasks) {
+using TensorList = std::vector<Tensor>;
+
+// An operand of several tasks: a tensor for each, or all of them one behind the other in one. `sizes`: elements of each.
+void check_parts(const char* op, const char* name, const TensorList& operand, ScalarType type, const IntList& sizes) {
+  if (operand.size() == sizes.size()) {
+    for (size_t task = 0; task < sizes.size(); ++task) check_vector(op, name, operand[task], type, sizes[task]);
+  } else {
+    STD_TORCH_CHECK(operand.size() == 1, op, ": expected ", name, " in one tensor or ", sizes.size(), ", got ",
+                    operand.size());
+    check_vector(op, name, operand[0], type, std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
+  }
+}
+
+// Where each task's part begins; null where there is no tensor at all.
+template <class S>
+std::vector<const S*> parts(const TensorList& operand, const IntList& sizes) {
+  std::vector<const S*> found(sizes.size(), nullptr);
+  int64_t first = 0;
+  for (size_t task = 0; task < sizes.size() && !operand.empty(); ++task) {
+    found[task] = operand.size() == sizes.size() ? read<S>(operand[task]) : read<S>(operand[0]) + first;
+    first += sizes[task];
+  }
+  return found;
+}
+
+// No biases at all: none.
+Tensor grouped_linear(Tensor x, TensorList values, TensorList biases, Tensor task_of_row, Tensor crow, Tensor col,
+                      Words words, int64_t tasks) {
   const char* const op = "rsn2_cpu::grouped_linear";
   check_tensor(op, "x", x, 2);
-  const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true);
+  check_compressed(op, "crow", crow, "col", col, true);
   const int64_t rows = rows_per_task(op, "crow", crow, tasks);
-  check_vector(op, "values", values, x.scalar_type(), nnz);
-  if (biases) check_matrix(op, "biases", *biases, x.scalar_type(), tasks, rows);
+  const int32_t* const begin = read<int32_t>(crow);
+  IntList owned(tasks);
+  for (int64_t task = 0; task < tasks; ++task) owned[task] = begin[(task + 1) * rows] - begin[task * rows];
+  const IntList rows_each(tasks, rows);
+  check_parts(op, "values", values, x.scalar_type(), owned);
+  if (!biases.empty()) check_parts(op, "biases", biases, x.scalar_type(), rows_each);
   check_words(op, words, crow, x.size(1));
   const cpu::RowsByTask order = rows_by_task(op, task_of_row, x.size(0), tasks);
   Tensor y = empty(x, {x.size(0), rows});
   with_type(op, x.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
-      cpu::grouped_linear<S>(context(), matrix<S>(x), read<S>(values), read<S>(biases),
+      cpu::grouped_linear<S>(context(), matrix<S>(x), parts<S>(values, owned), parts<S>(biases, rows_each),
                              stacked<decltype(index)>(crow, col, tasks, words), order, write<S>(y));
     });
   });
@@ -405,7 +437,7 @@ STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
         "Tensor perm, Tensor? words) -> Tensor");
   m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, Tensor? words) -> Tensor");
-  m.def("grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor task_of_row, Tensor crow, Tensor col, "
+  m.def("grouped_linear(Tensor x, Tensor[] values, Tensor[] biases, Tensor task_of_row, Tensor crow, Tensor col, "
         "Tensor? words, int tasks) -> Tensor");
   m.def("grouped_linear_dx(Tensor dy, Tensor values, Tensor task_of_row, Tensor crow, Tensor col, Tensor crow_t, "
         "Tensor row_t, Tensor perm, Tensor? words, int tasks) -> Tensor");

@@ -102,18 +102,17 @@ void for_each_task(const RowsByTask& order, int64_t tasks, int64_t features, S* 
   for (int64_t i = 0; i < order.count(tasks); ++i) std::fill_n(y + order.row(tasks, i) * features, features, none);
 }
 
-// y [batch, rows] contiguous, NaN in the rows of no task; biases [tasks, rows] or null.
+// y [batch, rows] contiguous, NaN in the rows of no task; of each task its values, and its bias [rows] or null.
 template <class S, class I>
-void grouped_linear(const Context& context, const MatrixView<S>& x, const S* values, const S* biases,
-                    const StackedCsr<I>& weights, const RowsByTask& order, S* y) {
+void grouped_linear(const Context& context, const MatrixView<S>& x, const std::vector<const S*>& values,
+                    const std::vector<const S*>& biases, const StackedCsr<I>& weights, const RowsByTask& order, S* y) {
   S none;
   narrow(std::numeric_limits<AccumulatorOf<S>>::quiet_NaN(), none);
   std::vector<S> moved;
   for_each_task(order, weights.tasks, weights.rows, y, none, [&](int64_t task, S* target) {
     const std::vector<int32_t> crow = own_pointers(weights.crow, weights.rows, task);
-    const int64_t first = weights.first(task);
-    linear<S>(context, rows_of_task(context, order, task, x, moved), values + first,
-              biases ? biases + task * weights.rows : nullptr, weights.own(task, crow.data()), target);
+    linear<S>(context, rows_of_task(context, order, task, x, moved), values[task], biases[task],
+              weights.own(task, crow.data()), target);
   });
 }
 

@@ -17,14 +17,13 @@ namespace rsn2::cpu {
 // sum runs in the order of k for every q alone: a result does not depend on where in the panel it stands, nor on what is
 // computed beside it. With `resumed`, the sum goes on from what out holds, with the bits of one that was not interrupted.
 //
-//
 // T is the type of the sums, P that of what is multiplied: the same, or uint16_t for the bits of a bfloat16.
 template <class T, class I, class P = T>
 struct Product {
   const int32_t *begin, *end;
   const I* index;
   const P* values;
-  const int32_t* place;  // null: none; several positions of a P that is T alone
+  const int32_t* place;  // null: none. For several positions, and not for pairs of bfloat16
   const T* bias;  // null: none
   bool resumed;   // several positions alone
   int64_t row_begin, row_end;

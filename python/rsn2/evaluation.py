@@ -1,4 +1,4 @@
-"""How well a task does, and what it answers: `evaluate` and `predict`, which change nothing."""
+"""How well a task does, and what tasks answer: `evaluate`, `predict` and `predict_together`, which change nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ def predict_together(model: nn.Module, inputs: Mapping[str, Tensor], batch_size:
     """The network's outputs for samples of many tasks, in eval mode and without gradients: one pass serves all tasks.
 
     The same numbers as `predict` for each task, up to rounding. :func:`rsn2.use_tasks` says what is one product for all
-    tasks, and what runs task by task. It is fastest once no further tasks are to come, behind :func:`rsn2.finalize`.
+    tasks, and what runs task by task.
 
     Args:
         inputs: task -> its samples, along the first dimension; moved to the network's device batch by batch. Where
@@ -72,7 +72,8 @@ def predict_together(model: nn.Module, inputs: Mapping[str, Tensor], batch_size:
 
     Raises:
         TaskError: if nothing is allocated to a task, or samples do not come first in a module of the network.
-        TypeError: if ``inputs`` is no mapping to tensors, or ``batch_size`` no int.
+        TypeError: if ``inputs`` is no mapping to tensors, ``batch_size`` is no int, or the network's output is neither
+            a tensor nor a dict by task.
         ValueError: if there is no task, a task has no samples, or ``batch_size`` is below 1.
     """
     if not isinstance(inputs, Mapping) or not all(isinstance(x, Tensor) for x in inputs.values()):
@@ -98,8 +99,10 @@ def _together(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     tasks = [task for task, count in counts.items() for _ in range(count)]
     with use_tasks(model, tasks), mode(model, training=False), torch.no_grad():
         output = model(samples)
-    if isinstance(output, Mapping):
+    if isinstance(output, Mapping) and output.keys() == batch.keys():
         return dict(output)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model: expected one tensor, or a dict of {list(batch)}. Got {type(output).__name__}.")
     return dict(zip(batch, output.split(list(counts.values())), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Which tasks a network holds, which one runs, and which parameters are one task's own."""
+"""Which tasks a network holds, which one runs or which for each sample, and which parameters are one task's own."""
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -133,9 +133,10 @@ def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]
     """Run batches whose samples belong to different tasks inside the block: sample ``b`` as ``task_of_sample[b]``.
 
     Samples lie along the first dimension, in every layer. A linear layer is one product for all tasks
-    (:func:`rsn2_kernels.grouped_linear`), fastest in a network that is finalized; other layers run task by task, on the
-    samples of each. A :class:`~rsn2.nn.PerTask` also takes a dict of each task's samples, which may differ in shape,
-    and gives one where the tasks' outputs do. Only tasks of the batch have gradients. Otherwise as :func:`use_task`.
+    (:func:`rsn2_kernels.grouped_linear`), other layers run task by task, on the samples of each. A
+    :class:`~rsn2.nn.PerTask` also takes a dict of each task's samples, which may differ in shape, and gives one where
+    the outputs of the batch's tasks do: a batch of one task always gives a tensor. Only tasks of the batch have
+    gradients. Otherwise as :func:`use_task`.
 
     Args:
         task_of_sample: a task's name for every sample of the batches that follow; at least one.
@@ -143,11 +144,14 @@ def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]
     Raises:
         TaskError: if one of the tasks has nothing allocated, or the network has a module with ``batch_first=False``, in
             which samples do not come first.
-        TypeError: if ``task_of_sample`` is no sequence of names.
+        TypeError: if ``task_of_sample`` is no sequence of names; inside, if a layer other than a PerTask gets a dict.
         ValueError: if it is empty; inside, if a batch is of another size.
     """
     if isinstance(task_of_sample, str) or not isinstance(task_of_sample, Sequence):
         raise TypeError(f"task_of_sample: expected a sequence of names. Got {type(task_of_sample).__name__}.")
+    for task in task_of_sample:
+        if not isinstance(task, str):
+            raise TypeError(f"task_of_sample: expected a sequence of names. Got one with a {type(task).__name__}.")
     if not task_of_sample:
         raise ValueError("task_of_sample: expected a task for each sample, and at least one sample. Got none.")
     mixture = Mixture(task_of_sample)
@@ -157,7 +161,7 @@ def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]
     for name, module in model.named_modules():
         if getattr(module, "batch_first", True) is False:
             raise TaskError(
-                f"{name}: expected batch_first=True where each sample has a task, so that samples come first."
+                f"{name or 'model'}: expected batch_first=True, as samples come first where each has a task."
             )
     with _activated(parts, mixture):
         yield
@@ -171,7 +175,6 @@ def activated(model: nn.Module, task: str) -> AbstractContextManager[None]:
 @contextmanager
 def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
     parts, norms = found.all(), found.shared_norms
-    names = active.tasks if isinstance(active, Mixture) else (active,)
     with _held([*parts, *norms]):
         before = [part.active for part in parts]
         training = [norm.training for norm in norms]
@@ -180,9 +183,10 @@ def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
                 part.active = active
                 if isinstance(part, MultitaskLayer):
                     # Made here, so that a compiled network never has to: its size depends on data.
-                    for task in names:
-                        if task in part.slots:
-                            part.pattern(part.slots[task])
+                    # Of a mixture, all: one index serves every mixture.
+                    for slot in part.densities:
+                        if isinstance(active, Mixture) or part.slots.get(active) == slot:
+                            part.pattern(slot)
             for norm in norms:
                 norm.training = False
             yield

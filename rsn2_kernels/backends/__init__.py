@@ -9,7 +9,8 @@ from rsn2_kernels.geometry import ConvGeometry, Pair
 
 Index = list[Tensor]
 """``[crow, col]``, with ``[crow_t, row_t, perm]`` behind for ``*_dx``; see :meth:`SparsePattern.index`. Last, where a
-backend asks for them, what it adds: on the CPU the words of the mask."""
+backend asks for them, what it adds: on the CPU the words of the mask, ``[rows, n]``, or none of them, ``[rows, 0]``;
+either way the sums for a single row of x may run in any order."""
 
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -39,7 +40,8 @@ class Backend(Protocol):
     Shapes: ``x [batch, cols]`` of any strides, ``values [nnz]``, ``bias [rows]``, ``dy [batch, rows]``; for a
     convolution ``x [N, C, H, W]`` and ``dy [N, rows, OH, OW]``. All floating-point operands have one dtype and device.
     The grouped products take the values of all ``tasks`` one behind the other, ``biases [tasks, rows]``, and the index
-    of :meth:`PatternGroup.index`, whose first tensor gives each row of the batch its task.
+    of :meth:`PatternGroup.index`, whose first tensor gives each row of the batch its task. A backend that need not have
+    them in one tensor has `grouped_linear_apart` too, which takes a list of each.
     """
 
     def linear(self, x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:

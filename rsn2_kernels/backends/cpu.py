@@ -6,6 +6,7 @@ it is missing, `unavailable` says why and the other backends serve.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,16 @@ def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) 
 
 def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
     """Rows sorted by task, then the product of `linear` for each task that has rows."""
+    return grouped_linear_apart(x, [values], [] if biases is None else [biases.flatten()], index, tasks)
+
+
+def grouped_linear_apart(
+    x: Tensor, values: Sequence[Tensor], biases: Sequence[Tensor], index: Index, tasks: int
+) -> Tensor:
+    """`grouped_linear` without derivatives, with values and biases in one vector, or in one for each task."""
     task_of_row, crow, col = index[:3]
-    biases = None if biases is None else biases.contiguous()
-    rows, words = task_of_row.contiguous(), words_of(index)
-    result: Tensor = _grouped_linear(x, values.contiguous(), biases, rows, crow, col, words, tasks)
+    own, added = ([each.contiguous() for each in operand] for operand in (values, biases))
+    result: Tensor = _grouped_linear(x, own, added, task_of_row.contiguous(), crow, col, words_of(index), tasks)
     return result
 
 

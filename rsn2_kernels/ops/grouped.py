@@ -12,7 +12,7 @@ from rsn2_kernels.backends import Index, columns
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype
-from rsn2_kernels.ops.operator import Operator
+from rsn2_kernels.ops.operator import Operator, is_watched
 from rsn2_kernels.pattern import SparsePattern
 
 Item = TypeVar("Item")
@@ -65,13 +65,20 @@ def grouped_linear(
     group = PatternGroup.of(ps)
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
     records = torch.is_grad_enabled()
-    trains = records and (x.requires_grad or values.requires_grad)
+    trains = records and any(each.requires_grad for each in (x, *values))
     with_columns = records and x.requires_grad
     name, stacked = dispatch.resolve(
         "grouped_linear", group, flat.shape[0], x.dtype, backend, with_columns, trains=trains
     )
     index = [task_of_row.reshape(flat.shape[0]).to(torch.int64), *stacked]
-    y = _GROUPED_LINEAR(flat, values, biases, index, len(ps), name)
+    # Joining values that need not be one tensor can take as long as the product.
+    apart = getattr(dispatch.module(name), "grouped_linear_apart", None)
+    recorded = trains or (records and any(each.requires_grad for each in biases))
+    if apart is not None and not recorded and not is_watched((x, *values, *biases)):
+        y: Tensor = apart(flat, values, biases, index, len(ps))
+    else:
+        stacked_biases = _joined(biases).view(len(ps), rows) if biases else None
+        y = _GROUPED_LINEAR(flat, _joined(values), stacked_biases, index, len(ps), name)
     return y.view(*x.shape[:-1], rows)
 
 
@@ -111,8 +118,8 @@ def _patterns(given: Iterable[SparsePattern]) -> tuple[SparsePattern, ...]:
 
 def _checked_operands(
     x: Tensor, vs: Sequence[Tensor] | Tensor, ps: tuple[SparsePattern, ...], biases: Sequence[Tensor] | Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, the values of all tasks one behind the other, and the biases as ``[T, rows]``, in one dtype."""
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """x, and of values and biases a vector for each task, or a single one of all tasks; no biases at all: none."""
     tasks, rows = len(ps), ps[0].shape[0]
     values = _named("vs", vs, tasks)
     added = {} if biases is None else _named("biases", biases, tasks)
@@ -127,11 +134,11 @@ def _checked_operands(
         else:
             check_shape(name, each, (rows,), "one per row")
     x, *rest = in_one_dtype(operands).values()
-    values_of_tasks, biases_of_tasks = rest[: len(values)], rest[len(values) :]
-    together = values_of_tasks[0].contiguous() if "vs" in values else torch.cat(values_of_tasks)
-    if not biases_of_tasks:
-        return x, together, None
-    return x, together, (biases_of_tasks[0] if "biases" in added else torch.stack(biases_of_tasks)).contiguous()
+    return x, rest[: len(values)], [each.flatten() for each in rest[len(values) :]]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 def _check_tasks(task_of_row: Tensor, x: Tensor, tasks: int) -> None:

@@ -56,7 +56,7 @@ class Operator:
     def __call__(self, *arguments: Any) -> Tensor:
         """The result of the operator."""
         operands = arguments[: self.operands]
-        if _is_watched(operands):
+        if is_watched(operands):
             result: Tensor = self._registered(*arguments)
             return result
         return self._recorded(self._implementation, operands, arguments)
@@ -97,7 +97,7 @@ class _Recorded(torch.autograd.Function):
         return (*ctx.operator.backward(ctx, gradient), None, None, None)
 
 
-def _is_watched(operands: tuple[Tensor | None, ...]) -> bool:
+def is_watched(operands: tuple[Tensor | None, ...]) -> bool:
     """Whether torch's dispatcher must see a call: it is traced, or an operand is more or less than a tensor."""
     for each in operands:
         if each is not None and (type(each) not in PLAIN or each.is_meta):

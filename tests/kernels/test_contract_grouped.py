@@ -190,6 +190,29 @@ def test_values_in_one_tensor_or_several_are_the_same(backend: str) -> None:
     assert torch.equal(found, torch.cat(expected))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_gradients_the_bits_are_the_same(dtype: torch.dtype, backend: str) -> None:
+    """There a backend may read each task's values where they are."""
+    if dtype == torch.float64 and widest(backend) != torch.float64:
+        pytest.skip("it is not made for float64")
+    case = GroupedCase(5, 33, 65, (29,), absent=(1,), empty=(2,))
+    operands = case.operands(dtype)
+    expected = case.call(operands, backend)
+    ps, task_of_row = operands.patterns, case.task_of_row(case.batch)
+    values, biases = operands.values.detach(), operands.bias
+    assert biases is not None
+    vs = values.split([each.nnz for each in ps])
+    strided = [laid_out(each, "strided") for each in vs]
+    with torch.no_grad():
+        for given, added in ((vs, biases), (strided, list(biases)), (values, biases.t().contiguous().t())):
+            y = rk.grouped_linear(operands.x, given, ps, task_of_row, added, backend)
+            assert torch.equal(y, expected)
+        assert torch.equal(
+            rk.grouped_linear(operands.x, vs, ps, task_of_row, None, backend),
+            rk.grouped_linear(operands.x, values, ps, task_of_row, torch.zeros_like(biases), backend),
+        )
+
+
 def test_the_operator_itself_takes_biases_of_any_strides(backend: str) -> None:
     """`rk.grouped_linear` hands contiguous ones over; another caller may not. cuBLAS may then round otherwise."""
     tasks = Tasks(backend)

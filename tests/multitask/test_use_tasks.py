@@ -195,69 +195,88 @@ def test_predict_together_names_what_is_wrong(inputs: object, error: type[Except
         rsn2.predict_together(network(linears), inputs)  # type: ignore[arg-type]
 
 
-class TestFinalizedLayer:
-    """Once finalized, a layer keeps what its tasks own in one storage; nothing else about it changes."""
-
-    @staticmethod
-    def joined(model: nn.Module) -> bool:
-        """Whether the first layer's values lie in one storage."""
-        layer = model[0]  # type: ignore[index]
-        return len({each.untyped_storage().data_ptr() for each in layer.values.values()}) == 1
-
-    def run(self, model: nn.Module) -> Tensor:
-        with rsn2.use_tasks(model, BATCH), torch.no_grad():
-            output: Tensor = model(batch((12,)))
-        return output
-
-    def test_it_keeps_its_values_and_is_copied_and_saved_as_before(self, tmp_path: Path) -> None:
-        model = network(linears)
+@pytest.mark.parametrize("finalized", [False, True])
+def test_a_pass_changes_nothing_and_shares_no_memory(finalized: bool, tmp_path: Path) -> None:
+    model = network(linears)
+    if finalized:
         rsn2.finalize(model)
-        before, parameters = snapshot(model), rsn2.parameters(model, "b")
-        self.run(model)
-        assert self.joined(model)
-        assert_same(before, snapshot(model))
-        assert all(a is b for a, b in zip(parameters, rsn2.parameters(model, "b"), strict=True))
-        rsn2.save(model, tmp_path / "net.safetensors")
-        for copied in (rsn2.load(tmp_path / "net.safetensors", linears().double()), copy.deepcopy(model)):
-            assert_same(before, snapshot(copied))
-            torch.testing.assert_close(self.run(copied), self.run(model), rtol=0, atol=0)
+    tensors = {name: (tensor, tensor.data_ptr()) for name, tensor in model.named_parameters()}
+    before = snapshot(model)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode(), rsn2.use_tasks(model, BATCH):
+            model(batch((12,)))
+    assert_same(before, snapshot(model))
+    after = {name: (tensor, tensor.data_ptr()) for name, tensor in model.named_parameters()}
+    assert all(after[name][0] is tensor and after[name][1] == place for name, (tensor, place) in tensors.items())
+    rsn2.save(model, tmp_path / "net.safetensors")
+    again = rsn2.load(tmp_path / "net.safetensors", linears().double())
+    with torch.no_grad():
+        for other in (again, copy.deepcopy(model)):
+            with rsn2.use_tasks(model, BATCH), rsn2.use_tasks(other, BATCH):
+                assert torch.equal(other(batch((12,))), model(batch((12,))))
 
-    def test_it_sees_what_is_trained_replaced_or_converted_later(self) -> None:
-        model = network(linears)
-        rsn2.finalize(model)
-        self.run(model)
-        optimizer = torch.optim.Adam(rsn2.parameters(model, "b"), lr=0.1)
-        with rsn2.use_task(model, "b"):
-            model(batch((12,))).square().mean().backward()
-        optimizer.step()
-        assert self.joined(model)
-        torch.testing.assert_close(self.run(model), task_by_task(model, batch((12,)), BATCH))
-        layer = model[0]  # type: ignore[index]
-        layer.values["1"] = nn.Parameter(torch.randn_like(layer.values["1"]))
-        layer.biases["0"].data = torch.randn(48, dtype=torch.float64)[::2]
-        torch.testing.assert_close(self.run(model), task_by_task(model, batch((12,)), BATCH))
-        model[0].remove_task("a")  # type: ignore[index,operator,union-attr]
-        with rsn2.use_tasks(model, ["b", "c"]), torch.no_grad():
-            expected = task_by_task(model, batch((12,))[:2], ["b", "c"])
-            torch.testing.assert_close(model(batch((12,))[:2]), expected)
-        x = batch((12,)).float()
-        model.float()
-        expected = task_by_task(model, x[:2], ["b", "c"])
-        with rsn2.use_tasks(model, ["b", "c"]), torch.no_grad():
-            torch.testing.assert_close(model(x[:2]), expected)
 
-    def test_tasks_that_own_nothing_in_a_layer_are_joined_too(self) -> None:
-        layer = MultitaskLinear(6, 4, dtype=torch.float64)
-        masks = torch.zeros(3, 4, 6, dtype=torch.bool)
-        masks[1, :2] = True
-        for task, mask in zip(TASKS, masks, strict=True):
-            layer.add_task(task, mask, 0.0)
-        layer.finalize()
-        x = torch.randn(7, 6, dtype=torch.float64)
-        expected = task_by_task(layer, x, BATCH)
-        for _ in ("moved", "there already"):
-            with rsn2.use_tasks(layer, BATCH), torch.no_grad():
-                torch.testing.assert_close(layer(x), expected)
+def test_a_mixture_first_used_in_inference_mode_serves_training() -> None:
+    model = network(linears)
+    with rsn2.use_tasks(model, BATCH):
+        with torch.inference_mode():
+            expected = model(batch((12,))).clone()
+        found = model(batch((12,)))
+        found.sum().backward()
+    assert torch.equal(found, expected)
+    with torch.inference_mode(), rsn2.use_tasks(model, BATCH), torch.inference_mode(mode=False):
+        model(batch((12,))).sum().backward()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_index_serves_every_mixture_and_is_counted(grad: bool) -> None:
+    model = network(linears, ("a", "b", "c", "absent"))
+    x = batch((12,))
+    with torch.set_grad_enabled(grad):
+        sizes = []
+        for tasks in (BATCH, BATCH[::-1], ["b"] * 7, sorted(BATCH)):
+            with rsn2.use_tasks(model, tasks):
+                model(x)
+            sizes.append(rsn2.report(model).index_bytes)
+    first, *rest = (len(pattern.groups) for pattern in model[0]._patterns.values())  # type: ignore[index,union-attr]
+    assert first == 1 and not any(rest)
+    patterns = sum(pattern.nbytes for layer in (model[0], model[3]) for pattern in layer._patterns.values())  # type: ignore[index,union-attr]
+    assert sizes == sizes[:1] * 4 and sizes[0] > patterns
+
+
+def test_a_task_that_joins_or_leaves_is_answered_as_itself() -> None:
+    model = network(linears)
+    x = batch((12,))
+    with torch.no_grad():
+        for change in (lambda: rsn2.allocate(model, "d", 0.2, criterion="random"), lambda: model[0].remove_task("a")):  # type: ignore[index,union-attr]
+            with rsn2.use_tasks(model, ["b", "c"]):
+                model(x[:2])
+            change()
+            with rsn2.use_tasks(model, ["d", "b", "c"]):
+                torch.testing.assert_close(model(x[:3]), task_by_task(model, x[:3], ["d", "b", "c"]))
+
+
+def test_tasks_that_own_nothing_in_a_layer_give_its_bias() -> None:
+    layer = MultitaskLinear(6, 4, dtype=torch.float64)
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[1, :2] = True
+    for task, mask in zip(TASKS, masks, strict=True):
+        layer.add_task(task, mask, 0.0)
+    x = torch.randn(7, 6, dtype=torch.float64)
+    with rsn2.use_tasks(layer, BATCH), torch.no_grad():
+        found = layer(x)
+        torch.testing.assert_close(found, task_by_task(layer, x, BATCH))
+    assert torch.equal(found[1], layer.biases["0"])
+
+
+def test_samples_may_be_single_numbers() -> None:
+    embeddings = PerTask(template=nn.Embedding(10, 3))
+    for task in TASKS:
+        embeddings.add_task(task)
+    ids = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+    with rsn2.use_tasks(embeddings, BATCH):
+        found = embeddings(ids)
+    assert torch.equal(found, task_by_task(embeddings, ids, BATCH))
 
 
 def test_what_was_active_is_active_again() -> None:
@@ -276,6 +295,8 @@ def test_what_was_active_is_active_again() -> None:
         ("a", TypeError, "task_of_sample: expected a sequence of names. Got str"),
         (torch.tensor([0]), TypeError, "task_of_sample: expected a sequence of names. Got Tensor"),
         ([], ValueError, "task_of_sample: expected a task for each sample"),
+        ([0, 1], TypeError, "task_of_sample: expected a sequence of names. Got one with a int"),
+        ([["a"]], TypeError, "task_of_sample: expected a sequence of names. Got one with a list"),
         (["a", "x"], rsn2.TaskError, "task 'x' has nothing allocated"),
     ],
 )
@@ -290,6 +311,40 @@ def test_a_batch_of_another_size_is_refused(plain: Callable[[], nn.Module], shap
     message = r"^x: expected 7 samples along the first dimension, as tasks were given for\. Got shape \(6, "
     with rsn2.use_tasks(model, BATCH), pytest.raises(ValueError, match=message):
         model(batch(shape)[:6])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.Conv1d(4, 4, 1)], ids=["linear", "convolution"])
+def test_only_per_task_modules_take_samples_by_task(layer: nn.Module) -> None:
+    model = rsn2.convert(nn.Sequential(layer))
+    for task in ("a", "b"):
+        rsn2.allocate(model, task, 0.5, criterion="random")
+    with pytest.raises(TypeError, match=r"^x: expected a tensor of all samples; .*PerTask.* Got dict"):
+        rsn2.predict_together(model, {"a": torch.ones(2, 4), "b": torch.ones(2, 5, 4)})
+
+
+def test_a_network_that_answers_with_something_else_is_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x}
+
+    for head, what in ((Pair(), "tuple"), (Named(), "dict")):
+        model = nn.Sequential(network(linears), head)
+        with pytest.raises(TypeError, match=rf"^model: expected one tensor, or a dict of \['a', 'b'\]\. Got {what}"):
+            rsn2.predict_together(model, {"a": batch((12,)), "b": batch((12,))})
+
+
+def test_a_linear_layer_wants_features() -> None:
+    layer = rsn2.convert(nn.Linear(7, 4))
+    rsn2.allocate(layer, "a", 0.5, criterion="random")
+    with (
+        rsn2.use_tasks(layer, ["a"] * 7),
+        pytest.raises(ValueError, match=r"^x: expected shape \[samples, \.\.\., 7\]"),
+    ):
+        layer(torch.ones(7))
 
 
 def test_samples_that_do_not_come_first_are_refused() -> None:

@@ -63,7 +63,9 @@ void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, boo
   const cpu::StackedCsr<int32_t> columns{3, features, crow_t.data(), row_t.data()};
   const cpu::MatrixView<S> x_view{x_s.data(), batch, features, features, 1}, dy_view{dy_s.data(), batch, outputs, outputs, 1};
   std::vector<S> got_y(y.size()), got_dx(dx.size()), got_dvalues(values.size());
-  cpu::grouped_linear(context, x_view, values.data(), biases.data(), weights, order, got_y.data());
+  const int64_t first = weights.first(2);
+  cpu::grouped_linear<S>(context, x_view, {values.data(), nullptr, values.data() + first},
+                         {biases.data(), biases.data(), biases.data()}, weights, order, got_y.data());
   cpu::grouped_linear_dx(context, dy_view, values.data(), weights, columns, perm.data(), order, got_dx.data());
   cpu::grouped_linear_dvalues(context, dy_view, x_view, weights, order, got_dvalues.data());
   const std::string what = std::string(kernels.name) + " " + type_name<S>() + (together ? " together" : " mixed") +

@@ -96,6 +96,7 @@ class MultitaskLayer(nn.Module, ABC):
 
     def _mixed(self, x: Tensor, mixture: Mixture) -> Tensor:
         """The output where each sample has a task of its own."""
+        mixture.check(x)
         output: Tensor = mixture.each(x, self._as_task)
         return output
 
@@ -242,8 +243,10 @@ class MultitaskLayer(nn.Module, ABC):
 
     @property
     def index_nbytes(self) -> int:
-        """Bytes of the index structures derived so far."""
-        return sum(pattern.nbytes for pattern in self._patterns.values())
+        """Bytes of the index structures derived so far, those of several tasks together included."""
+        patterns = self._patterns.values()
+        groups = [group for pattern in patterns for group in pattern.groups.values()]
+        return sum(each.nbytes for each in (*patterns, *groups))
 
     def finalize(self) -> None:
         """Drop the pool: the layer shrinks to its owned weights, and no further task can be added."""

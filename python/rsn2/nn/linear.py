@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rsn2_kernels as rk
-from rsn2.nn.joined import join
 from rsn2.nn.layer import MultitaskLayer
 from rsn2.nn.mixture import Mixture
 
@@ -58,24 +57,24 @@ class MultitaskLinear(MultitaskLayer):
 
     def _mixed(self, x: Tensor, mixture: Mixture) -> Tensor:
         mixture.check(x)
-        own = [self.slot(task) for task in mixture.tasks]
-        # One index of all tasks serves every mixture. Where gradients are wanted it is those of the batch: the others
-        # shall have none, rather than zeros, on which momentum and weight decay would act.
-        slots = list(dict.fromkeys(own)) if torch.is_grad_enabled() else [int(slot) for slot in self.values]
+        if x.dim() < 2:
+            raise ValueError(f"x: expected shape [samples, ..., {self.in_features}]. Got {tuple(x.shape)}.")
+        # All slots, so that one index serves every mixture. Those that are not of this one get no gradient, rather than
+        # one of zeros, on which momentum and weight decay would act.
+        slots = [int(slot) for slot in self.values]
         place = {slot: number for number, slot in enumerate(slots)}
+        own = [self.slot(task) for task in mixture.tasks]
         task_of_sample = mixture.numbered(tuple(place[slot] for slot in own), x.device)
-        values, biases = self._of_slots(slots)
-        patterns = [self.pattern(slot) for slot in slots]
-        task_of_row = task_of_sample.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
-        return rk.grouped_linear(x, values, patterns, task_of_row, biases)
+        return rk.grouped_linear(
+            x,
+            _of_slots(self.values, own),
+            [self.pattern(slot) for slot in slots],
+            task_of_sample.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1]),
+            _of_slots(self.biases, own) if self.initial_bias is not None else None,
+        )
 
-    def _of_slots(self, slots: list[int]) -> tuple[list[Tensor] | Tensor, list[Tensor] | Tensor | None]:
-        """Values and biases of some slots, each one tensor where that needs no copy at every call."""
-        biased = self.initial_bias is not None
-        # A layer that takes no further task may lay them together for good; for a GPU's kernels each has to begin at an
-        # aligned address.
-        if not torch.is_grad_enabled() and self.pool is None and self._like.device.type == "cpu":
-            biases = join(list(self.biases.parameters())).view(len(slots), -1) if biased else None
-            return join(list(self.values.parameters())), biases
-        keys = [str(slot) for slot in slots]
-        return [self.values[key] for key in keys], [self.biases[key] for key in keys] if biased else None
+
+def _of_slots(parameters: nn.ParameterDict, own: list[int]) -> list[Tensor]:
+    """What every slot has; detached but for its own."""
+    trained = {str(slot) for slot in own} if torch.is_grad_enabled() else parameters.keys()
+    return [each if slot in trained else each.detach() for slot, each in parameters.items()]

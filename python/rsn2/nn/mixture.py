@@ -21,8 +21,10 @@ class Mixture:
         self.tasks = tuple(counted)
         self.counts = tuple(counted.values())
         place = {task: number for number, task in enumerate(self.tasks)}
-        self._place_of_sample = torch.tensor([place[task] for task in task_of_sample])
-        self._order = self._place_of_sample.argsort(stable=True)
+        # Made in inference mode, tensors could not be saved for a backward pass.
+        with torch.inference_mode(False):
+            self._place_of_sample = torch.tensor([place[task] for task in task_of_sample])
+            self._order = self._place_of_sample.argsort(stable=True)
         self._sorted = torch.equal(self._order, torch.arange(len(self)))
         self._numbered: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
@@ -33,12 +35,22 @@ class Mixture:
         """The number of each sample's task, int64 ``[samples]``, where ``numbers`` has one for each of `tasks`."""
         key = numbers, device
         if key not in self._numbered:  # most layers number their tasks alike
-            self._numbered[key] = torch.tensor(numbers)[self._place_of_sample].to(device)
+            with torch.inference_mode(False):
+                self._numbered[key] = torch.tensor(numbers)[self._place_of_sample].to(device)
         return self._numbered[key]
 
-    def check(self, x: Tensor) -> None:
-        """Raise ValueError unless there are as many samples along the first dimension of ``x``."""
-        if x.dim() < 2 or x.shape[0] != len(self):
+    def check(self, x: object) -> None:
+        """Raise unless ``x`` is a tensor with as many samples along its first dimension.
+
+        Raises:
+            TypeError: if it is none. What a :class:`~rsn2.nn.PerTask` gave by task can only go to another one.
+            ValueError: if it holds another number of samples.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x: expected a tensor of all samples; only a PerTask takes them by task. Got {type(x).__name__}."
+            )
+        if x.dim() == 0 or x.shape[0] != len(self):
             raise ValueError(
                 f"x: expected {len(self)} samples along the first dimension, as tasks were given for. "
                 f"Got shape {tuple(x.shape)}."
