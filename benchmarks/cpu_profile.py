@@ -30,6 +30,7 @@ WORKLOADS = ("linear 512 x 1000 x 1000", "linear 1 x 4096 x 4096", "conv 3x3, 64
 PARTS = {
     "multiply_rows": "products",
     "multiply_quads": "products",
+    "multiply_any_order": "products",
     "multiply_bits": "products",
     "order_rows": "products",
     "scatter": "products",
@@ -39,14 +40,19 @@ PARTS = {
     "Source": "packing and storing",
     "Sink": "packing and storing",
 }
-# Loop -> the function that it is the innermost loop of.
-LOOPS = {
-    "products, a panel": "FloatSums<float, {vectors}>, 2, float, unsigned short, ",
-    "products, a panel, bf16 in pairs": "PairSums<unsigned short, 2>, 2, float, unsigned short, ",
-    "products, one position": "multiply_quads<float, unsigned short, 2>",
-    "products, one position, by bits": "multiply_bits",
-    "value gradients, a panel": "sample_wide<float, unsigned short, float>",
-    "value gradients, a panel, bf16 in pairs": "sample_wide<float, unsigned short, unsigned short>",
+# Loop -> what stands in the symbol of the function that it is the innermost loop of.
+LOOPS: dict[str, tuple[str, ...]] = {
+    "products, a panel": ("FloatSums<float, {vectors}>, 2, float, unsigned short, ", "InOrder"),
+    "products, a panel, values where they stand": (
+        "FloatSums<float, {vectors}>, 2, float, unsigned short, ",
+        "InPlace",
+    ),
+    "products, a panel, bf16 in pairs": ("PairSums<unsigned short, 2>, 2, float, unsigned short, ",),
+    "products, one position": ("multiply_any_order<float, unsigned short>",),
+    "products, one position, in order": ("multiply_quads<float, unsigned short, 2>",),
+    "products, one position, by bits": ("multiply_bits",),
+    "value gradients, a panel": ("sample_wide<float, unsigned short, float>",),
+    "value gradients, a panel, bf16 in pairs": ("sample_wide<float, unsigned short, unsigned short>",),
 }
 SHUFFLES = ("vunpck", "vshuf", "vinsert", "vperm", "vexpand", "vpunpck", "vpmovzx", "vmovlhps", "vmovhlps")
 
@@ -137,11 +143,13 @@ def loops() -> dict[str, dict[str, float]]:
     vectors = 4 if isa == "avx512" else 8
     bodies = functions()
     found = {}
-    for name, pattern in LOOPS.items():
-        wanted = pattern.format(vectors=vectors)
+    for name, patterns in LOOPS.items():
+        wanted = [pattern.format(vectors=vectors) for pattern in patterns]
         namespaces = (f"::{isa}::", f"::{isa}_bf16::")
         matching = [
-            body for symbol, body in bodies.items() if wanted in symbol and any(each in symbol for each in namespaces)
+            body
+            for symbol, body in bodies.items()
+            if all(each in symbol for each in wanted) and any(each in symbol for each in namespaces)
         ]
         if not matching:
             continue
