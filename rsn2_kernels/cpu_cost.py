@@ -20,12 +20,20 @@ from rsn2_kernels.backends import cpu
 from rsn2_kernels.csr import CsrIndex
 
 FEATURES = {
-    "dense": ("call", "owned weights", "positions", "(rows + columns) x batch", "positions x batch"),
+    "dense": (
+        "call",
+        "owned weights",
+        "positions",
+        "positions, for several rows",
+        "(rows + columns) x batch",
+        "positions x batch",
+    ),
     "cpu": ("call", "owned weights", "rows x batch", "columns x batch", "owned weights x lines"),
     "cpu by bits": ("call", "owned weights", "positions"),
 }
 """What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
-row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines."""
+row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines. Dense libraries have
+a product of their own for one row, so that some take longer for two rows than for twice one."""
 
 OPERATORS = ("linear", "conv2d")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,10 +66,10 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     rows, cols = weight.shape
     nnz = weight.nnz
     tasks = weight.stacks
-    dense = (tasks, nnz, tasks * rows * cols, (rows + cols) * batch, rows * cols * batch)
+    each, positions = -(-batch // tasks), tasks * rows * cols
+    dense = (tasks, nnz, positions, positions if each > 1 else 0, (rows + cols) * batch, rows * cols * batch)
     if by_bits:
-        return {"dense": dense, "cpu by bits": (tasks, nnz, tasks * rows * cols)}
-    each = -(-batch // tasks)
+        return {"dense": dense, "cpu by bits": (tasks, nnz, positions)}
     # Several rows of x are multiplied by the cache line.
     lines = each if each == 1 else -(-each // _LINE) * _LINE
     return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * lines)}

@@ -102,7 +102,7 @@ def changed(costs: object, backend: str = "dense") -> dict[str, Any]:
         (content() | {"features": {"dense": ["call"]}}, "run `rsn2 calibrate` again"),
         (without("linear float64, dx"), "no costs of 'linear float64, dx'; run `rsn2 calibrate` again"),
         (content() | {"costs": content()["costs"] | {"linear float64, dx": None}}, r"'linear float64, dx'.*Got None"),
-        (changed([1.0] * 4), r"'conv2d bfloat16, dx', 'dense': expected 5 numbers"),
+        (changed([1.0] * 4), r"'conv2d bfloat16, dx', 'dense': expected 6 numbers"),
         (changed([1.0, 1.0, 1.0, 1.0, -1e-9]), "not negative"),
         (changed([1.0, 1.0, 1.0, 1.0, math.nan]), "finite"),
         (changed([1.0, 1.0, 1.0, 1.0, math.inf]), "finite"),

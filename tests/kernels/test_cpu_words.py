@@ -106,7 +106,7 @@ def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What is left of the costs when all but one are nothing.
-    known = {"dense": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu by bits": (0.0, 0.0, 1.0)}
+    known = {"dense": (0.0, 0.0, 0.0, 0.0, 0.0, 1.0), "cpu": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu by bits": (0.0, 0.0, 1.0)}
     monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs({("linear", torch.float32, "forward"): known}, "made up"))
     half, most = (rk.SparsePattern.from_mask(random_mask(500, 500, density, 0)) for density in (0.5, 0.9))
     one_row = [rk.explain("linear", pattern, 1, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]

@@ -21,7 +21,8 @@ from rsn2_kernels.backends import cpu
 from rsn2_kernels.geometry import checked_geometry
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
-LINEAR = ((10, 1000), (64, 64), (256, 256), (1000, 1000), (128, 2048), (2048, 512))
+# Powers of two, too, of which dense libraries are slower at some batches.
+LINEAR = ((10, 1000), (64, 64), (256, 256), (1000, 1000), (1024, 1024), (128, 2048), (2048, 512))
 BATCHES = (1, 8, 64, 512)
 # Filters, channels, image side, images; kernels of 3 x 3.
 CONVOLUTIONS = (
