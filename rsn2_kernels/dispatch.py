@@ -154,33 +154,20 @@ def resolve(
 
     A backend that is asked for by name gives a row the same bits in every batch.
     """
-    if is_traced():
-        return _resolved_anew(op, weight, batch, dtype, backend, with_columns, geometry, trains)
-    known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
-    key = (op, batch, dtype, backend, with_columns, geometry, trains)
-    found = known.get(key)
-    if found is None:
-        found = _resolved_anew(op, weight, batch, dtype, backend, with_columns, geometry, trains)
+    if not is_traced():
+        known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
+        key = (op, batch, dtype, backend, with_columns, geometry, trains)
+        if key in known:
+            return known[key]
+    name = choose(op, weight, batch, dtype, backend, geometry, trains)
+    # Of a stack, any task may have one row; a mixture copies by them.
+    with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
+    found = name, index(name, weight, with_columns, geometry, with_words)
+    if not is_traced():
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found
     return found
-
-
-def _resolved_anew(
-    op: str,
-    weight: CsrIndex,
-    batch: int,
-    dtype: torch.dtype,
-    backend: str | None,
-    with_columns: bool,
-    geometry: ConvGeometry | None,
-    trains: bool,
-) -> tuple[str, list[Tensor]]:
-    name = choose(op, weight, batch, dtype, backend, geometry, trains)
-    # Of a stack, any task may have one row; a mixture copies by them.
-    with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
-    return name, index(name, weight, with_columns, geometry, with_words)
 
 
 def explain(
