@@ -1,11 +1,17 @@
-"""Cases that take no time, and records of benchmarks as if they had been measured."""
+"""Cases that take no time, records of benchmarks as if they had been measured, and a candidate with a fault."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from rsn2.bench.cases import Case
+from rsn2.bench.measure import Settings
+from rsn2.bench.products import Candidate
 from rsn2.bench.results import Results
 
+FAST = Settings(seconds=0.0, rounds=3, further=0, limit=10.0)
 PEAKS = {"bytes": 1e10, "float32": 1e11, "bfloat16": 1e11}
 TINY = [
     *(
@@ -47,3 +53,13 @@ def fake(
 def results(*records: dict[str, Any]) -> Results:
     """A run with these records."""
     return Results({"machine": {"cpu": "x"}, "commit": "c", "settings": {"device": "cpu"}}, [PEAKS], list(records))
+
+
+def with_wrong_gradient(candidate: Candidate) -> Candidate:
+    """The same result, and 1.5 times its gradients."""
+
+    def forward() -> torch.Tensor:
+        y = candidate.forward()
+        return y + 0.5 * (y - y.detach())
+
+    return replace(candidate, forward=forward)

@@ -9,6 +9,7 @@ import torch
 
 import tiny_data
 from csv_runs import write_data
+from rsn2.bench import peaks
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_machine() -> Iterator[None]:
+    """A benchmark's peaks are those of a small copy and a small product."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peaks, "_COPIED_BYTES", 1 << 20)
+        patch.setattr(peaks, "_SIDE", {"cpu": 64})
+        yield
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.measure import Record
-from rsn2.bench.noise import CONTROL, Ratio, control_error, ratio
+from rsn2.bench.noise import CONTROL, Ratio, control_error, speed
 from rsn2.bench.peaks import Peaks
 
 DISPATCH_ALLOWED = 0.95
@@ -63,9 +63,8 @@ def rows(records: Iterable[Record], peak: Peaks) -> list[Row]:
     for record in records:
         if "seconds" not in record:
             continue
-        seconds, baseline = record["seconds"], record["baseline"]
-        error = control_error(seconds, baseline)
-        for name, samples in seconds.items():
+        error = control_error(record)
+        for name, samples in record["seconds"].items():
             if name.endswith(CONTROL):
                 continue
             moved, macs = record["bytes"][name], record["macs"][name]
@@ -75,7 +74,7 @@ def rows(records: Iterable[Record], peak: Peaks) -> list[Row]:
                     Case.from_dict(record["case"]),
                     name,
                     float(np.median(samples)),
-                    ratio(seconds[baseline], samples),
+                    speed(record, name),
                     max(memory, arithmetic),
                     "memory" if memory >= arithmetic else "arithmetic",
                     error,
@@ -125,7 +124,7 @@ def choices(records: Iterable[Record]) -> list[Choice]:
         # One that was too slow to be sampled could have been chosen, too.
         if backends and len({*backends, *(name for name in record.get("slow", ()) if name.startswith(mark))}) > 1:
             best = min(backends, key=lambda name, of=seconds: float(np.median(of[name])))  # type: ignore[misc]
-            reached = ratio(seconds[best], seconds[OURS])
+            reached = speed(record, OURS, best)
             chosen = record["chosen"]
             found.append(Choice(Case.from_dict(record["case"]), best.removeprefix(mark), chosen, reached))
     return found

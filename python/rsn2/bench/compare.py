@@ -10,7 +10,7 @@ from rsn2.bench.report import Table
 from rsn2.bench.results import Results
 
 SPEED_ALLOWED = 0.1
-"""Two runs of the same code agree this well on an idle machine; less of a change is never told."""
+"""Less of a change is never told."""
 
 MEMORY_ALLOWED = 0.01
 

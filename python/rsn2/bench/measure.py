@@ -23,8 +23,7 @@ from rsn2.bench.work import UnavailableError, Work
 
 Record = dict[str, Any]
 
-_WORK: dict[str, Callable[[Case, torch.device | str], Work]] = {
-    **dict.fromkeys(PRODUCTS, operators.work),
+_NETWORKS: dict[str, Callable[[Case, torch.device | str], Work]] = {
     "layer": networks.inference,
     "inference": networks.inference,
     "epoch": networks.epoch,
@@ -50,8 +49,8 @@ class Settings:
         threads: of the CPU.
         seconds: for each candidate of a case, about, all passes together.
         rounds: samples of each candidate, at least, all passes together; half as many where a call is LONG.
-        passes: times that a case is measured, others between: a machine may be slow for some seconds. Once, with the
-            rounds of all, where a call is LONG, as that lasts longer.
+        passes: times that a case is measured, all others between: a machine may be slow for a minute. Once, with the
+            rounds of all, where a call is LONG, as that lasts longer; each of these rounds then counts as a pass.
         further: passes of a case that is unsure after these, at most.
         limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
         cold: empty the caches before each call.
@@ -64,8 +63,8 @@ class Settings:
     threads: int = 1
     seconds: float = 0.3
     rounds: int = 12
-    passes: int = 3
-    further: int = 4
+    passes: int = 5
+    further: int = 2
     limit: float = 2.0
     cold: bool = False
     patience: float = 2.0
@@ -73,8 +72,17 @@ class Settings:
     only: str = ""
 
 
-def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = None) -> Record:
+def record(
+    case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = None, known: Record | None = None
+) -> Record:
     """Measure a case, one pass of it.
+
+    Args:
+        case: what to measure.
+        settings: how.
+        peaks: what the machine reaches.
+        probe: says whether the core is quiet.
+        known: the record of the passes before, which compared results; a call that they left out is not made again.
 
     Returns:
         "key", "case", "taken" (seconds), "passes" (that it stands for), and either "skipped" (why), or "memory" (name
@@ -82,6 +90,7 @@ def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = N
 
         - "baseline": the name of the call that others are compared with
         - "seconds": name -> of every sample; of the baseline a second time under its name + " again"
+        - "rounds": how many of the samples each pass took, in turn
         - "bytes", "macs", "dtype": name -> the least that the call does
         - "loud": samples of each that were taken although something else slowed the core
         - "unavailable": name -> why it was not timed
@@ -96,7 +105,7 @@ def record(case: Case, settings: Settings, peaks: Peaks, probe: Probe | None = N
         if case.op == "memory":
             found["memory"] = memory.measured(case, settings.device)
         else:
-            found |= _timed(case, settings, probe)
+            found |= _timed(case, settings, probe, known)
     except (UnavailableError, torch.OutOfMemoryError, MemoryError) as error:
         found["skipped"] = str(error).splitlines()[0]
     except RuntimeError as error:
@@ -113,6 +122,7 @@ def merged(first: Record, second: Record) -> Record:
     if "seconds" in first and "seconds" in second:
         names = [name for name in first["seconds"] if name in second["seconds"]]
         found["seconds"] = {name: first["seconds"][name] + second["seconds"][name] for name in names}
+        found["rounds"] = first["rounds"] + second["rounds"]
         found["unavailable"] = second["unavailable"] | first["unavailable"]
         found["loud"] = first["loud"] + second["loud"]
     for kind in ("slow", "error"):
@@ -123,11 +133,14 @@ def merged(first: Record, second: Record) -> Record:
     return found
 
 
-def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
+def _timed(case: Case, settings: Settings, probe: Probe | None, known: Record | None) -> Record:
     torch.manual_seed(0)
     _forget()
     loud = probe.loud if probe else 0
-    work = _WORK[case.op](case, settings.device)
+    if case.op in PRODUCTS:
+        work = operators.work(case, settings.device, known["unavailable"] if known else None)
+    else:
+        work = _NETWORKS[case.op](case, settings.device)
     once = warm(work.calls, device=settings.device, before=work.before)
     calls = _without_slow(work, once, settings.seconds)
     calls[work.baseline + CONTROL], once[work.baseline + CONTROL] = calls[work.baseline], once[work.baseline]
@@ -135,7 +148,7 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
     if settings.cold:
         large = torch.ones(_EVICTED_BYTES // 4, device=settings.device)
         before = {name: _both(before.get(name), large.sum) for name in calls}
-    is_long = max(once[name] for name in calls) > LONG
+    is_long = max(once[name] for name in (work.baseline, OURS) if name in once) > LONG
     share = settings.rounds / (2 if is_long else settings.passes)
     samples = interleaved(
         calls,
@@ -148,6 +161,7 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
         probe=probe,
         patience=settings.patience,
     )
+    count = len(samples[work.baseline])
     return {
         "baseline": work.baseline,
         "seconds": {name: [float(f"{each:.{_DIGITS}g}") for each in taken] for name, taken in samples.items()},
@@ -155,6 +169,7 @@ def _timed(case: Case, settings: Settings, probe: Probe | None) -> Record:
         "macs": {name: amount.macs for name, amount in work.amounts.items()},
         "dtype": {name: amount.dtype for name, amount in work.amounts.items()},
         "passes": settings.passes if is_long else 1,
+        "rounds": [1] * count if is_long else [count],
         "loud": probe.loud - loud if probe else 0,
         "unavailable": work.unavailable,
         **work.facts,

@@ -55,7 +55,8 @@ def measured(case: Case, device: torch.device | str) -> dict[str, Bytes]:
     finalize(ours)
     found["rsn2"]["disk"] = _size(lambda path: save(ours, path))
 
-    for name, model in (("masked", networks.masked(case, device)), ("separate", networks.plain(case).to(device))):
+    masked = networks.masked(case, device, torch.bool)
+    for name, model in (("masked", masked), ("separate", networks.plain(case).to(device))):
         step, optimizer = _step(lambda model=model: model(x), list(model.parameters()), target)  # type: ignore[misc]
         found[name] = _of_step(step, optimizer, device)
         times = case.tasks if name == "separate" else 1

@@ -25,15 +25,18 @@ _MEMORY = "/dev/shm"
 
 
 class MaskedLinear(nn.Module):
-    """Weight times mask in every forward pass; each task has a mask, and all share the weight."""
+    """Weight times mask in every forward pass; each task has a mask, and all share the weight.
+
+    Masks are bool, which take the least memory, or of the weight's type, which multiply fastest.
+    """
 
     masks: Tensor
 
-    def __init__(self, width: int, density: float, tasks: int = 1):
+    def __init__(self, width: int, density: float, tasks: int = 1, masks: torch.dtype = torch.float32):
         super().__init__()
         dense = nn.Linear(width, width)
         self.weight, self.bias = dense.weight, dense.bias
-        self.register_buffer("masks", torch.rand(tasks, width, width) < density)
+        self.register_buffer("masks", (torch.rand(tasks, width, width) < density).to(masks))
         self.task = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,11 +51,12 @@ def plain(case: Case) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
-def masked(case: Case, device: torch.device | str) -> nn.Module:
+def masked(case: Case, device: torch.device | str, masks: torch.dtype = torch.float32) -> nn.Module:
     """The same layers with masks."""
     width = case.shape[0]
     layers = [
-        MaskedLinear(width, case.density, case.tasks) if isinstance(part, nn.Linear) else part for part in plain(case)
+        MaskedLinear(width, case.density, case.tasks, masks) if isinstance(part, nn.Linear) else part
+        for part in plain(case)
     ]
     return nn.Sequential(*layers).to(device)
 

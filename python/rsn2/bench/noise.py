@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
 CONTROL = " again"
 """Behind the name of a baseline: the same call, timed a second time in every round. Its ratio should be 1."""
@@ -20,7 +22,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as another a call is, and where that lies with a confidence of 95 %."""
+    """How many times as fast as another a call is, and from where to where the passes reach (:func:`ratio`)."""
 
     value: float
     low: float
@@ -75,34 +77,50 @@ def digits(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.2g}" if value < 0.1 else f"{value:.3g}"
 
 
-def ratio(slower: Sequence[float], faster: Sequence[float]) -> Ratio:
-    """The median over the rounds of ``slower / faster``.
+def ratio(slower: Sequence[float], faster: Sequence[float], passes: Sequence[int] = ()) -> Ratio:
+    """The median over the passes of ``slower / faster``, each pass's own being the median over its rounds.
 
-    What else the machine did in a round slowed both. The interval lies between two of the sorted ratios and assumes no
+    A machine is slow for seconds, and not for all calls alike: the rounds of one pass are off together, and only
+    passes, with others between, tell of it. The interval lies between two of their sorted ratios and assumes no
     distribution: a median is between them unless a fair coin falls almost always on one side. With fewer than six
-    rounds it is all of them.
+    passes it is all of them, and of five the median is between them with a probability of 94 %, of three 75 %.
+
+    Args:
+        slower, faster: a sample per round, of two calls.
+        passes: rounds of each pass, in turn. By itself each round is a pass of its own.
 
     Raises:
-        ValueError: if there are no samples, or not as many of the one as of the other.
+        ValueError: if there are no samples, not as many of the one as of the other, or more or less than in passes.
     """
-    if not slower or len(slower) != len(faster):
-        raise ValueError(f"samples: expected as many of both, at least one. Got {len(slower)} and {len(faster)}.")
-    found = sorted(a / b for a, b in zip(slower, faster, strict=True))
+    if not slower or len(slower) != len(faster) or sum(passes or (len(slower),)) != len(slower):
+        raise ValueError(
+            f"samples: expected as many of both, at least one, and {list(passes)} in passes. "
+            f"Got {len(slower)} and {len(faster)}."
+        )
+    of_rounds = [a / b for a, b in zip(slower, faster, strict=True)]
+    ends = list(accumulate(passes or [1] * len(of_rounds), initial=0))
+    found = sorted(statistics.median(of_rounds[start:end]) for start, end in pairwise(ends))
     outside = _outside(len(found))
     return Ratio(statistics.median(found), found[outside], found[-1 - outside])
 
 
-def control_error(seconds: Mapping[str, Sequence[float]], baseline: str) -> float:
+def speed(record: Mapping[str, Any], of: str, than: str | None = None) -> Ratio:
+    """How many times as fast as another call, by itself the baseline, a call of a record is."""
+    seconds = record["seconds"]
+    return ratio(seconds[than or record["baseline"]], seconds[of], record.get("rounds", ()))
+
+
+def control_error(record: Mapping[str, Any]) -> float:
     """How far from 1 the ratio of the baseline to itself is; 0 if there was no control."""
-    again = seconds.get(baseline + CONTROL)
-    return abs(ratio(seconds[baseline], again).value - 1) if again else 0.0
+    again = record["baseline"] + CONTROL
+    return abs(speed(record, again).value - 1) if again in record["seconds"] else 0.0
 
 
-def is_unsure(seconds: Mapping[str, Sequence[float]], baseline: str, of: str) -> bool:
+def is_unsure(record: Mapping[str, Any], of: str) -> bool:
     """Whether the baseline differs too much from itself, or the interval of ``of``'s ratio reaches too far."""
-    if control_error(seconds, baseline) > CONTROL_ALLOWED:
+    if control_error(record) > CONTROL_ALLOWED:
         return True
-    return of in seconds and ratio(seconds[baseline], seconds[of]).reach > INTERVAL_ALLOWED
+    return of in record["seconds"] and speed(record, of).reach > INTERVAL_ALLOWED
 
 
 def verdict(errors: Sequence[float], ratios: Sequence[Ratio] = ()) -> Verdict:

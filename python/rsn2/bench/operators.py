@@ -1,6 +1,6 @@
 """The calls of an operator's case: this package with each of its backends, and all baselines, each checked first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -21,15 +21,20 @@ _CHECKED_ROWS = 16
 _NOT_TIMED = ("reference",)
 
 
-def work(case: Case, device: torch.device | str) -> Work:
+def work(case: Case, device: torch.device | str, missing: Mapping[str, str] | None = None) -> Work:
     """Dense or separate, `rsn2` as it chooses, `rsn2 <backend>` for each backend, and the other baselines.
+
+    Args:
+        case: a product.
+        device: where it is computed.
+        missing: name -> why, of calls that are not to be made; with it, results are not compared again.
 
     Raises:
         UnavailableError: if the case has no such mask, or the baseline itself cannot run.
     """
     problem = Problem(case, device)
     baseline = SEPARATE if case.op == "grouped_linear" else DENSE
-    found = Work(baseline)
+    found = Work(baseline, unavailable=dict(missing or {}))
     backends = [name for name in rk.available_backends() if name not in _NOT_TIMED]
     makers: dict[str, Callable[[Problem], Candidate]] = {
         baseline: BASELINES[baseline],
@@ -37,20 +42,16 @@ def work(case: Case, device: torch.device | str) -> Work:
         **{f"{OURS} {backend}": partial(ours, backend=backend) for backend in backends},
         **BASELINES,
     }
-    rows = min(_CHECKED_ROWS, case.batch)
-    expected = problem.reference(rows)
-    if case.training:
-        generator = torch.Generator().manual_seed(2)
-        dy = torch.randn(case.batch, *expected.shape[1:], generator=generator).to(device, problem.dtype)
-        expected_gradient = problem.reference_gradient(dy[:rows])
+    check = _check(problem) if missing is None else None
     errors: dict[str, float] = {}
     wrong: list[str] = []
     for name, make in makers.items():
+        if name in found.unavailable:
+            continue
         try:
             candidate = make(problem)
-            errors[name] = checked(candidate, expected, case.dtype)
-            if case.training:
-                errors[name] = max(errors[name], checked_gradient(candidate, problem, dy, expected_gradient))
+            if check is not None:
+                errors[name] = check(candidate)
             call = candidate.call(case.training)
             call()
         except torch.OutOfMemoryError:
@@ -60,7 +61,6 @@ def work(case: Case, device: torch.device | str) -> Work:
             if name == baseline or (name.startswith(OURS) and not isinstance(error, UnavailableError)):
                 raise
             found.unavailable[name] = first_line(error)
-            errors.pop(name, None)
             if name.startswith(OURS) and isinstance(error, WrongResultError):
                 wrong.append(name)
             continue
@@ -78,9 +78,26 @@ def work(case: Case, device: torch.device | str) -> Work:
         "nnz": sum(pattern.nnz for pattern in problem.patterns),
         "chosen": chosen.backend,
         "wrong": wrong,
-        "error": {name: float(f"{error:.2g}") for name, error in errors.items()},
+        "error": {name: float(f"{error:.2g}") for name, error in errors.items() if name in found.calls},
     }
     return found
+
+
+def _check(problem: Problem) -> Callable[[Candidate], float]:
+    """What compares a candidate's first rows, and in training its gradient of x, with the reference."""
+    case = problem.case
+    rows = min(_CHECKED_ROWS, case.batch)
+    expected = problem.reference(rows)
+    if not case.training:
+        return lambda candidate: checked(candidate, expected, case.dtype)
+    generator = torch.Generator().manual_seed(2)
+    dy = torch.randn(case.batch, *expected.shape[1:], generator=generator).to(problem.device, problem.dtype)
+    gradient = problem.reference_gradient(dy[:rows])
+
+    def check(candidate: Candidate) -> float:
+        return max(checked(candidate, expected, case.dtype), checked_gradient(candidate, problem, dy, gradient))
+
+    return check
 
 
 def checked(candidate: Candidate, expected: Tensor, dtype: str) -> float:

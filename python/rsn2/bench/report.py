@@ -70,7 +70,7 @@ def tables(results: Results) -> list[Table]:
         _memory(results),
         _growth(results),
         _dispatch(results),
-        _losses(found),
+        losses(results),
         _skipped(results),
         _unavailable(results),
     ]
@@ -94,7 +94,7 @@ def write(results: Results, path: Path) -> None:
 
 def _overview(found: list[Row], records: Iterable[Record]) -> Table:
     """A line per case: this package beside the baseline and the best of the other calls."""
-    header = ["case", "baseline", "time", "reached", "rsn2 runs", "time", "reached", "x baseline", "95 %"]
+    header = ["case", "baseline", "time", "reached", "rsn2 runs", "time", "reached", "x baseline", "passes"]
     table = Table(
         "rsn2 beside its baseline",
         [*header, "fastest other", "x that"],
@@ -132,7 +132,7 @@ def _overview(found: list[Row], records: Iterable[Record]) -> Table:
 def _speeds(found: list[Row], records: Iterable[Record]) -> Table:
     table = Table(
         "Every call",
-        ["case", "call", "time", "x baseline", "95 %", "bound", "by", "reached"],
+        ["case", "call", "time", "x baseline", "passes", "bound", "by", "reached"],
         note="x baseline: how many times as fast as the call in the first line of its case. "
         f"!: the baseline differed from itself by more than {CONTROL_ALLOWED:.0%} there.",
     )
@@ -184,7 +184,7 @@ def _dispatch(results: Results) -> Table:
     sure = sum(choice.sure for choice in missed)
     table = Table(
         "Dispatch",
-        ["case", "chosen", "best", "of the best", "95 %", "sure"],
+        ["case", "chosen", "best", "of the best", "passes", "sure"],
         note=f"backend=None reaches {DISPATCH_ALLOWED} of the best backend in {good} of {len(found)} cases "
         f"({good / max(1, len(found)):.0%}, wanted {DISPATCH_ALLOWED:.0%}). The others are listed: in {sure} the whole "
         f"interval is below.",
@@ -197,8 +197,9 @@ def _dispatch(results: Results) -> Table:
     return table
 
 
-def _losses(found: list[Row]) -> Table:
+def losses(results: Results) -> Table:
     """Where a user would be better off without this package."""
+    found = rows(results.records, results.peak)
     table = Table(
         "Where it loses", ["case", "fastest", "x rsn2", "x baseline"], note="rsn2 is not the fastest call there."
     )

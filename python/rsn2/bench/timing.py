@@ -93,16 +93,14 @@ def interleaved(
 def warm(
     calls: Mapping[str, Call], *, device: torch.device | str = "cpu", before: Mapping[str, Call] | None = None
 ) -> dict[str, float]:
-    """Call each candidate three times, a LONG one twice. Seconds of the fastest but the first, which builds."""
+    """Call each candidate twice. Seconds of the second: the first builds."""
     measure, before = clock(device), before or {}
     found = {}
     for name, call in calls.items():
-        taken: list[float] = []
-        while len(taken) < 2 or (len(taken) < 3 and taken[-1] < LONG):
+        for _ in range(2):
             if name in before:
                 before[name]()
-            taken.append(measure(call, 1))
-        found[name] = max(min(taken[1:]), 1e-9)
+            found[name] = max(measure(call, 1), 1e-9)
     return found
 
 
