@@ -20,6 +20,8 @@ import rsn2
 ROOT = Path(__file__).parents[1]
 Call = Callable[[], object]
 Record = dict[str, Any]
+DENSE = ("dense", "bmm")
+"""Candidates with dense weights: one product per weight, or one over all of them stacked."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,12 @@ class Bench:
 def median_of(rows: Sequence[Record], candidate: str) -> float:
     """The median over masks of how many times as fast a candidate is."""
     return statistics.median(row["times_as_fast"][candidate] for row in rows)
+
+
+def over_dense(row: Record, candidate: str) -> float:
+    """How many times as fast a candidate is as the faster of the dense products that were timed beside it."""
+    seconds = row["seconds"]
+    return float(min(seconds[name] for name in DENSE if name in seconds) / seconds[candidate])
 
 
 def bar(what: str, asked: float, found: float) -> Record:

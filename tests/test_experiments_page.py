@@ -137,6 +137,25 @@ def test_the_median_of_the_epochs_counts_where_the_file_has_it(tmp_path: Path) -
     assert "| 10 / 8 | 3 / 6 | 0.50 |" in page.render(tmp_path)
 
 
+def test_seconds_of_different_machines_are_not_averaged(tmp_path: Path) -> None:
+    elsewhere = {**result(seed=2), "training_seconds": {"network": 600.0, "controls": 60.0}}
+    elsewhere["machine"] = {**elsewhere["machine"], "cpu": "another CPU"}
+    made = page.render(write(tmp_path, result(), result(seed=1), elsewhere))
+    assert "s per epoch |" not in made and "| 0 | 10 / 8 |\n" in made
+    first = "- Seeds 0, 1: a CPU, 1 thread, device cpu; torch 2.13.0; 2.0 minutes of training a run, and 5.0 of its"
+    second = "- Seed 2: another CPU, 1 thread, device cpu; torch 2.13.0; 10.0 minutes of training a run, and 1.0 of its"
+    assert first in text(tmp_path) and second in text(tmp_path)
+
+
+def test_rates_that_were_sought_for_the_network_alone_are_said_below_the_table(tmp_path: Path) -> None:
+    for number in (5, 6):
+        (tmp_path / f"experiment-{number}-seed-0.json").write_text(json.dumps(result(number)))
+        below = page.render(tmp_path).partition(f"## Experiment {number}")[2].partition("\n- ")[0]
+        assert "the columns RSN2 and control are no fair comparison" in " ".join(below.split())
+        (tmp_path / f"experiment-{number}-seed-0.json").unlink()
+    assert "no fair comparison" not in text(write(tmp_path, result()))
+
+
 def test_one_seed_has_no_deviation_and_is_too_few(tmp_path: Path) -> None:
     write(tmp_path, changed(7, control=None, control_epochs=None, control_seconds=None))
     cells = ["mnist", "0.1", "97 %", "97.0 % (1)", "97 %", "-", "0", "10 / -", "4 / -", "-"]

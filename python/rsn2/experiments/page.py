@@ -41,11 +41,22 @@ _INTRO = (
     f"or its error more than {MSE_ALLOWED:g} times the paper's. A control is weak when its mean, rounded as the paper "
     f"rounds (whole percents, errors to {MSE_DECIMALS} decimals), is worse than the paper's control.",
     '"changed" counts a task\'s values that were not the same bits at the end as right after its training, the most of '
-    'all seeds. "epochs" and "s per epoch", the seconds of an epoch of training (their median where the file has it), '
-    'are of RSN2 / of the control; "ratio" is the first of these seconds over the second. Tasks that were trained at '
-    "once share their seconds; their "
-    "ratio is over the seconds of their controls together. All seconds are wall time on a machine with other work.",
+    'all seeds. "epochs" and "s per epoch", the seconds of an epoch of training, are of RSN2 / of the control; "ratio" '
+    "is the first of these seconds over the second. The seconds are the mean of the medians of those seeds whose files "
+    "have one; where none has, of all epochs. Tasks that were trained at once share their seconds; their ratio is over "
+    "the seconds of their controls together. All seconds are wall time on a machine with other work; where the seeds "
+    "ran on different machines, the table has none.",
+    "What a note says of settings that were tried beforehand was written down with the runs: no results file has the "
+    "losses of these trials.",
 )
+
+# Experiments whose rates were sought for the network alone, and what to say of their table.
+_SOUGHT_FOR_THE_NETWORK_ALONE = {
+    5: "Three learning rates were tried for RSN2; of the controls, at 0.001, no trial is noted. So the columns RSN2 "
+    "and control are no fair comparison: the controls may be better than they are here.",
+    6: "Two learning rates were tried for RSN2; of the control, at 0.001, no trial is noted. So the columns RSN2 "
+    "and control are no fair comparison: the control may be better than it is here.",
+}
 
 _F1_INTRO = (
     "F1 of every class, the mean over the seeds in which the task has the class, and below it the paper's, where its "
@@ -137,31 +148,32 @@ def _section(number: int, results: Sequence[Result]) -> str:
     first = results[0]
     seeds = [str(result["seed"]) for result in results]
     header = ["task", "density", "paper: RSN2", "RSN2", "paper: control", "control", "changed", "epochs"]
-    header += ["s per epoch", "ratio"]
+    places = _places(results)
+    timed = len(places) == 1
+    header += ["s per epoch", "ratio"] if timed else []
     groups = {row["name"]: [result["rows"][place] for result in results] for place, row in enumerate(first["rows"])}
     lines = [line for group in groups.values() for line in _shortfalls(group)] or ["No row falls short of the paper."]
     if len(seeds) < FEW_SEEDS:
         lines.append(f"{counted(len(seeds), 'seed')} only ({', '.join(seeds)}): too few to know the spread.")
     lines += [_audit(results), *_sizes(number, results), _continual(results)]
     notes = dict.fromkeys(note for result in results for note in result["notes"])
-    lines += [*notes, f"Allocation: {listed(first['allocation'])}.", *_training_lines(results), _machine(results)]
+    lines += [*notes, f"Allocation: {listed(first['allocation'])}.", *_training_lines(results), *_machines(places)]
+    remark = _SOUGHT_FOR_THE_NETWORK_ALONE.get(number)
     return "\n\n".join(
         [
             f"## Experiment {number}: {first['title']}",
-            markdown.table(header, [_cells(groups, name) for name in groups]),
+            markdown.table(header, [_cells(groups, name) + (_times(groups, name) if timed else []) for name in groups]),
+            *([markdown.wrapped(remark)] if remark else []),
             "\n".join(markdown.wrapped(f"- {line}") for line in lines),
         ]
     )
 
 
 def _cells(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list[str]:
-    """One line of the table, of one row in all seeds; ``groups`` are those of all rows."""
+    """One line of the table but for its times, of one row in all seeds; ``groups`` are those of all rows."""
     rows = groups[name]
     first = rows[0]
     metric, density, changed = first["metric"], first["density"], _values(rows, "values_changed")
-    ours, control = _per_epoch(rows, ""), _per_epoch(rows, "control_")
-    together = [_per_epoch(groups[each], "control_") for each in (name, *first.get("trained_with", ()))]
-    controls = sum(each or 0.0 for each in together) if all(together) else None
     return [
         first["name"],
         "-" if density is None else f"{density:g}",
@@ -171,6 +183,16 @@ def _cells(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list
         spread(metric, _values(rows, "control")),
         f"{max(changed):.0f}" if changed else "-",
         f"{digits(_average(_values(rows, 'epochs')))} / {digits(_average(_values(rows, 'control_epochs')))}",
+    ]
+
+
+def _times(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list[str]:
+    """The rest of that line, where all seeds ran on one machine: seconds of an epoch, and the ratio."""
+    rows = groups[name]
+    ours, control = _per_epoch(rows, ""), _per_epoch(rows, "control_")
+    together = [_per_epoch(groups[each], "control_") for each in (name, *rows[0].get("trained_with", ()))]
+    controls = sum(each or 0.0 for each in together) if all(together) else None
+    return [
         f"{digits(ours)} / {digits(control)}",
         f"{ours / controls:.2f}" if ours is not None and controls else "-",
     ]
@@ -266,19 +288,33 @@ def _training_lines(results: Sequence[Result]) -> list[str]:
     return [f"Training of {', '.join(tasks)}: {settings}." for settings, tasks in groups.items()]
 
 
-def _machine(results: Sequence[Result]) -> str:
-    places = dict.fromkeys(
-        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, device {machine.get('gpu', machine['device'])}"
-        for machine in (result["machine"] for result in results)
-    )
-    torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)
-    minutes = {
-        part: _mean([result["training_seconds"][part] for result in results]) / 60 for part in ("network", "controls")
-    }
-    return (
-        f"{'; '.join(places)}; {', '.join(torch)}; {minutes['network']:.1f} minutes of training a run, and "
-        f"{minutes['controls']:.1f} of its controls."
-    )
+def _places(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Machine -> the results that are from it."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        machine = result["machine"]
+        place = (
+            f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, device {machine.get('gpu', machine['device'])}"
+        )
+        found.setdefault(place, []).append(result)
+    return found
+
+
+def _machines(places: Mapping[str, Sequence[Result]]) -> list[str]:
+    """One line per machine: how long it took says nothing of another."""
+    lines = []
+    for place, results in places.items():
+        torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)
+        minutes = {
+            part: _mean([result["training_seconds"][part] for result in results]) / 60
+            for part in ("network", "controls")
+        }
+        seeds = f"Seed{'s' if len(results) > 1 else ''} {', '.join(str(result['seed']) for result in results)}: "
+        lines.append(
+            f"{seeds if len(places) > 1 else ''}{place}; {', '.join(torch)}; {minutes['network']:.1f} minutes of "
+            f"training a run, and {minutes['controls']:.1f} of its controls."
+        )
+    return lines
 
 
 # The appendix
