@@ -51,13 +51,15 @@ LINEAR: dict[str, dict[str, Callable[[LinearSet], object]]] = {
     },
     "dX": {
         "dense": lambda s: s.dy @ s.w,
-        "triton": lambda s: OPS.linear_dx(s.dy, s.v, s.index, "triton"),
-        "triton, feature-major": lambda s: OPS.linear_dx(s.dy_feature, s.v, s.index, "triton"),
+        "triton": lambda s: OPS.linear_dx(s.dy, s.v, s.index, s.pattern.shape, "triton"),
+        "triton, feature-major": lambda s: OPS.linear_dx(s.dy_feature, s.v, s.index, s.pattern.shape, "triton"),
     },
     "dW": {
         "dense": lambda s: s.dy.t() @ s.x,
-        "triton": lambda s: OPS.linear_dvalues(s.dy, s.x, s.index, "triton"),
-        "triton, feature-major": lambda s: OPS.linear_dvalues(s.dy_feature, s.x_feature, s.index, "triton"),
+        "triton": lambda s: OPS.linear_dvalues(s.dy, s.x, s.index, s.pattern.shape, "triton"),
+        "triton, feature-major": lambda s: OPS.linear_dvalues(
+            s.dy_feature, s.x_feature, s.index, s.pattern.shape, "triton"
+        ),
     },
 }
 ALLOWED_ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -195,6 +197,7 @@ class ConvSet:
 
         self.pattern = pattern
         self.index = dispatch.index("triton", pattern, True, GEOMETRY)
+        self.features = pattern.shape[0], channels
         self.x, self.dy = images(channels).requires_grad_(), images(pattern.shape[0])
         self.v = (torch.randn(pattern.nnz, device=device) / 16).to(dtype).requires_grad_()
         w = pattern.unpack(self.v.detach()).view(-1, channels, 3, 3)
@@ -236,11 +239,11 @@ CONV: dict[str, dict[str, Callable[[ConvSet], object]]] = {
     },
     "dX": {
         "convolution_backward": lambda s: s.dense_gradient(0),
-        "triton": lambda s: OPS.conv2d_dx(s.dy, s.v, s.index, list(s.x.shape[2:]), *GEOMETRY, "triton"),
+        "triton": lambda s: OPS.conv2d_dx(s.dy, s.v, s.index, list(s.x.shape[2:]), s.features, *GEOMETRY, "triton"),
     },
     "dW": {
         "convolution_backward": lambda s: s.dense_gradient(1),
-        "triton": lambda s: OPS.conv2d_dvalues(s.dy, s.x, s.index, *GEOMETRY, "triton"),
+        "triton": lambda s: OPS.conv2d_dvalues(s.dy, s.x, s.index, s.features, *GEOMETRY, "triton"),
     },
 }
 

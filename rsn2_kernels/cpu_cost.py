@@ -109,12 +109,18 @@ def machine() -> dict[str, str]:
 
 
 def place() -> Path | None:
-    """The file of this machine's costs: ``RSN2_CPU_COSTS``, else in the user's cache; None where that is empty."""
+    """The file of this machine's costs: ``RSN2_CPU_COSTS``, else in the user's cache.
+
+    None where that is empty, or the user has no home directory.
+    """
     named = os.environ.get("RSN2_CPU_COSTS")
     if named is not None:
         return Path(named) if named else None
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "rsn2-kernels" / "cpu-costs.json"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home directory
+        return None
+    return cache / "rsn2-kernels" / "cpu-costs.json"
 
 
 def read(path: Path) -> tuple[dict[str, Any], Table]:

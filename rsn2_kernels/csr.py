@@ -145,8 +145,15 @@ class CsrIndex:
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """What is copied or pickled: not what can be made again."""
-        names = (name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ()))
-        return None, {name: getattr(self, name) for name in names} | {"_derived": {}}
+        slots = {name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())} - {"__weakref__"}
+        return None, {name: getattr(self, name) for name in slots} | {"_by_column": None, "_derived": {}}
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        """Copied or loaded in inference mode, the tensors could not be saved for the backward pass of a later call."""
+        with torch.inference_mode(False):
+            for name, held in state[1].items():
+                inferred = isinstance(held, Tensor) and held.is_inference()
+                setattr(self, name, held.clone() if inferred else held)
 
 
 def row_of_each_value(crow: Tensor, col: Tensor) -> Tensor:

@@ -152,16 +152,18 @@ def resolve(
 ) -> tuple[str, list[Tensor]]:
     """What `choose` and `index` say; the weight remembers it for the next such call, unless the call is traced.
 
-    A backend that is asked for by name gives a row the same bits in every batch.
+    A backend that is asked for by name reads no words, so that ``cpu`` sums a row in the same order in every batch.
     """
     if not is_traced():
         known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
         key = (op, batch, dtype, backend, with_columns, geometry, trains)
-        if key in known:
-            return known[key]
+        # In one step: another thread may clear it.
+        if (remembered := known.get(key)) is not None:
+            return remembered
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
-    # Of a stack, any task may have one row; a mixture copies by them.
-    with_words = backend is None and (batch == 1 or weight.stacks > 1 or "/" in name)
+    # Of a stack, any task may have one row; a mixture copies by them; a convolution itself reads none.
+    single = geometry is None and (batch == 1 or weight.stacks > 1)
+    with_words = backend is None and (single or "/" in name)
     found = name, index(name, weight, with_columns, geometry, with_words)
     if not is_traced():
         if len(known) >= _REMEMBERED:
@@ -211,8 +213,6 @@ def explain(
     known = available_backends()
     costs = {name: cost for name, cost in predicted.items() if name in known or name == best}
     unavailable = {name: why for name in known if (why := _why_not(name, where, dtype, op)) is not None}
-    if "cpu" not in costs:
-        unavailable.setdefault("cpu", f"it has no kernels for {dtype}")
     unavailable["reference"] = "it is the definition the others are tested against; ask for it by name"
     others = {name: cost / max(costs[best], 1e-9) for name, cost in costs.items() if name != best}
     against = ", ".join(f"{ratio:.1f}x the time on {name}" for name, ratio in others.items())
@@ -244,6 +244,8 @@ def _why_not(backend: str, device: torch.device, dtype: torch.dtype, op: str = "
         return status
     if (mixed or backend == "cpu") and device.type != "cpu":
         return f"it runs on the CPU, and the operands are on {device.type}"
+    if (mixed or backend == "cpu") and dtype not in cpu.DTYPES:
+        return f"it has no kernels for {dtype}"
     if backend == "cuda":
         return cuda.why_not(op, device, dtype)
     if backend == "triton":

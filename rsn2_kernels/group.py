@@ -1,6 +1,7 @@
 """PatternGroup: the patterns of several tasks as one index, for a batch whose rows belong to different tasks."""
 
 from collections.abc import Sequence
+from weakref import ref
 
 import torch
 
@@ -42,9 +43,10 @@ class PatternGroup(CsrIndex):
             with torch.inference_mode(False):
                 group = cls(patterns)
             if serves_later_calls((group.crow, group.col)):
-                if len(first.groups) >= REMEMBERED:
-                    first.groups.pop(next(iter(first.groups)))
                 first.groups[key] = group
+                # Steps that other threads may come between: each leaves a dict that the others can work on.
+                for oldest in list(first.groups)[:-REMEMBERED]:
+                    first.groups.pop(oldest, None)
         return group
 
     @classmethod
@@ -53,10 +55,9 @@ class PatternGroup(CsrIndex):
         return cls._key(patterns) in patterns[0].groups
 
     @staticmethod
-    def _key(patterns: Sequence[SparsePattern]) -> tuple[SparsePattern | None, ...]:
-        # Patterns are equal only to themselves. The key keeps the others alive, but makes no cycle through the first.
-        first = patterns[0]
-        return tuple(None if each is first else each for each in patterns)
+    def _key(patterns: Sequence[SparsePattern]) -> tuple[ref[SparsePattern], ...]:
+        # Patterns are equal only to themselves, and so are references to those that died: no cycle keeps any alive.
+        return tuple(map(ref, patterns))
 
     def __repr__(self) -> str:
         return f"PatternGroup(tasks={self.stacks}, shape={self._shape}, nnz={self.nnz}, device='{self.device}')"

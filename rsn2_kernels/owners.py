@@ -74,7 +74,7 @@ class OwnerMap:
             if plane.dtype != torch.int64 or tuple(plane.shape) != want:
                 raise ValueError(f"planes[{index}]: expected int64 of shape {want}. Got {_describe(plane)}.")
         device = planes[0].device if planes else torch.empty(0).device
-        owners = cls(rows_cols, [plane.contiguous() for plane in planes], {}, device)
+        owners = cls(rows_cols, [plane.clone(memory_format=torch.contiguous_format) for plane in planes], {}, device)
         facts = [
             *(padding_is_zero(plane, cols).long() for plane in owners._planes),
             *(total_bits(owners._words_of(task)) for task in known),

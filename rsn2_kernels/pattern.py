@@ -5,6 +5,7 @@ says where they belong.
 """
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 class SparsePattern(CsrIndex):
     """Which positions of a ``[rows, cols]`` weight one task owns. Immutable; make one with :meth:`from_mask`."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("__weakref__", "_groups")
 
     def __init__(self, shape: tuple[int, int], crow: Tensor, col: Tensor):
         super().__init__(1, shape, crow, col)
-        self._groups: dict[tuple[SparsePattern | None, ...], PatternGroup] = {}
+        self._groups: dict[tuple[ref[SparsePattern], ...], PatternGroup] = {}
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "SparsePattern":
@@ -57,7 +58,7 @@ class SparsePattern(CsrIndex):
         return self.nnz / (self._shape[0] * self._shape[1])
 
     @property
-    def groups(self) -> "dict[tuple[SparsePattern | None, ...], PatternGroup]":
+    def groups(self) -> "dict[tuple[ref[SparsePattern], ...], PatternGroup]":
         """The groups that begin with this pattern; :meth:`PatternGroup.of` keeps them here."""
         return self._groups
 
@@ -93,11 +94,13 @@ class SparsePattern(CsrIndex):
 
     def to(self, device: torch.device | str) -> "SparsePattern":
         """This pattern with its index tensors on another device."""
-        if torch.device(device) == self.device:
+        # Of an empty tensor, whose device has its number: "cuda" is the current one.
+        target = torch.empty(0, device=device).device
+        if target == self.device:
             return self
         # As in `from_mask`.
         with torch.inference_mode(False):
-            return SparsePattern(self._shape, self._crow.to(device), self._col.to(device))
+            return SparsePattern(self._shape, self._crow.to(target), self._col.to(target))
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """What is copied or pickled: no groups either, which hold other tasks' patterns."""

@@ -2,20 +2,34 @@
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """Types whose instances are tensors and nothing beside."""
 
 
 def is_traced() -> bool:
-    """Whether torch.compile, an exporter, a mode or a function transform follows what is called."""
+    """Whether torch.compile, an exporter, a mode or a function transform follows what is called.
+
+    A default device is a mode too, but it changes nothing that names its device.
+    """
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or (torch._C._len_torch_function_stack() and _has_function_mode())
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
     )
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device. Some have none, and torch refuses to answer for them."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _has_function_mode() -> bool:
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def serves_later_calls(made: object) -> bool:

@@ -1,5 +1,7 @@
 // Argument checks of the operators: whatever passes them cannot make a kernel read outside its tensors, given an
-// index structure whose entries are in range (which the Python side guarantees; checking each would cost a pass).
+// index structure whose entries are in range: each column below the features of x, each row below those of dy. That
+// would cost a pass over them. The Python side makes no other index of a mask, and compares x and dy with the shape of
+// that mask before each call: in the public function, or in the operator where a captured graph calls it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -15,6 +15,10 @@ constexpr int64_t kMultiplyWidth = std::min<int64_t>(64, 256 / sizeof(P));
 template <class P>
 constexpr int64_t kSampleWidth = 512 / static_cast<int64_t>(sizeof(P));
 
+// The largest weight, with its indices, that a single position is multiplied with in any order. More comes from memory, for
+// which several rows at a time, in order, wait less (float 4096 x 8192, density 0.1, on Zen 4: 1.1 ms for 1.9).
+constexpr int64_t kAnyOrderBytes = 12 << 20;
+
 // Side of the tile that is converted and transposed at a time: two of them fit the L1 cache.
 constexpr int64_t kTile = 64;
 
@@ -159,8 +163,9 @@ void linear(const Context& context, const MatrixView<S>& x, const S* values, con
   with_panel_type<S>(context, x.batch, [&](auto element) {
     using P = decltype(element);
     const WidenedValues<S, P> taken(context.parallel, values, weight.nnz);
+    const bool cached = weight.nnz * static_cast<int64_t>(sizeof(P) + sizeof(I)) <= kAnyOrderBytes;
     const SparseRows<P, I> rows{weight.rows,      weight.nnz, weight.crow,     weight.col, taken.data(),
-                                wide_bias.data(), nullptr,    weight.any_order && x.batch == 1};
+                                wide_bias.data(), nullptr,    weight.any_order && cached && x.batch == 1};
     multiply(context, rows, BatchSource<P, S>(context.kernels, x, kMultiplyWidth<P>),
              BatchSink<S>(context.kernels, y, x.batch, weight.rows, kMultiplyWidth<P>));
   });

@@ -55,7 +55,7 @@ _grouped_linear, _grouped_linear_dx, _grouped_linear_dvalues = map(
 _conv2d, _conv2d_dx, _conv2d_dvalues = map(_operator, ("conv2d", "conv2d_dx", "conv2d_dvalues"))
 _expand, _gather = map(_operator, ("expand", "gather"))
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 NARROW = 1 << 16
 """Rows or columns whose indices fit 16 bits. torch has few operators for uint16: an int16 tensor holds their bits."""
@@ -118,7 +118,7 @@ def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:
 
 def has_kernels(operand: Tensor) -> bool:
     """Whether `expand` and `gather` take this operand."""
-    return unavailable is None and operand.device.type == "cpu" and operand.dtype in _DTYPES
+    return unavailable is None and operand.device.type == "cpu" and operand.dtype in DTYPES
 
 
 def expand(values: Tensor, index: Index, cols: int) -> Tensor:

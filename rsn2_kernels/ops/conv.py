@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, activated, columns
+from rsn2_kernels.backends import Index, activated
 from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import channels_last
@@ -31,6 +31,8 @@ def conv2d(
 ) -> Tensor:
     """Convolve with the packed filters of one task. Differentiable in ``x``, ``values`` and ``bias``, to any order.
 
+    In reverse mode, as :func:`linear` is; many gradients at once come from the ``cpu`` backend alone.
+
     Args:
         x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides.
         values: ``[nnz]``, the owned weights in row-major order.
@@ -47,12 +49,13 @@ def conv2d(
     Returns:
         ``[N, rows, OH, OW]`` or ``[rows, OH, OW]``, contiguous, from the Triton kernels channels-last (an x that is
         not is copied), in the dtype of the operands (autocast's where it is on). Types narrower than float32
-        accumulate in float32.
+        accumulate in float32. What is not finite may reach other results, as it may in :func:`linear`.
 
     Raises:
         TypeError, ValueError: if an operand has the wrong type, shape, dtype or device, or ``activation`` is unknown;
             names it.
         BackendError: if ``backend`` cannot run here; says why.
+        NotImplementedError: under forward-mode differentiation, from the gradients as well.
     """
     x, values, bias = checked_operands(x, values, bias, pattern)
     geometry = checked_geometry(kernel_size, stride, padding, dilation, groups)
@@ -63,6 +66,7 @@ def conv2d(
     height, width = geometry.output_size(*x.shape[-2:])
     if min(height, width) < 1:
         raise ValueError(f"x: its {tuple(x.shape[-2:])} pixels are smaller than the kernel's reach.")
+    features = pattern.shape[0], channels
     images = x if x.dim() == 4 else x.unsqueeze(0)
     records = torch.is_grad_enabled()
     positions = images.shape[0] * height * width
@@ -72,34 +76,33 @@ def conv2d(
     inside, behind = fused_activation(activation, (x, values, bias))
     if records and values.requires_grad:
         images = channels_last(images, (name,))
-    y = activated(_CONV2D(images, values, bias, index, inside, *geometry, name), behind)
+    y = activated(_CONV2D(images, values, bias, index, inside, features, *geometry, name), behind)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
 def _conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
-    *geometry, backend = rest
+    _, *geometry, backend = rest
     return dispatch.module(backend).conv2d(x, values, bias, index, _geometry(geometry), activation)
 
 
 def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
-    *geometry, backend = rest
+    features, *geometry, backend = rest
     size = _geometry(geometry).output_size(*x.shape[2:])
-    return empty_images(x, x.shape[0], index[0].shape[0] - 1, *size, backend)
+    return empty_images(x, x.shape[0], features[0], *size, backend)
 
 
 def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
-    *geometry, backend = rest
+    _, *geometry, backend = rest
     return dispatch.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), _geometry(geometry))
 
 
 def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
-    geometry = _geometry(rest[:-1])
-    channels = columns(index) // (geometry.kernel_size[0] * geometry.kernel_size[1]) * geometry.groups
-    return empty_images(dy, dy.shape[0], channels, size[0], size[1], rest[-1])
+    features, *_, backend = rest
+    return empty_images(dy, dy.shape[0], features[1], size[0], size[1], backend)
 
 
 def _conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
-    *geometry, backend = rest
+    _, *geometry, backend = rest
     return dispatch.module(backend).conv2d_dvalues(dy, x, index, _geometry(geometry))
 
 
@@ -112,7 +115,7 @@ def _geometry(fields: Any) -> ConvGeometry:
     return ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
-_REST = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
+_REST = "int[2] features, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, str backend"
 _CONV2D = Operator(
     f"conv2d(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, {_REST}) -> Tensor",
     _conv2d,

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, columns
+from rsn2_kernels.backends import Index
+from rsn2_kernels.geometry import Pair
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype
 from rsn2_kernels.ops.operator import Operator, is_watched
 from rsn2_kernels.pattern import SparsePattern
+from rsn2_kernels.tracing import is_traced
 
 Item = TypeVar("Item")
 
@@ -30,7 +32,9 @@ def grouped_linear(
 
     With T tasks, row ``b`` of the result is ``linear(x[b], vs[t], ps[t], biases[t])`` for ``t = task_of_row[b]``. The
     index of the patterns is stacked at the first call; the first pattern remembers it for later calls with the same
-    ones (the last 8 such groups).
+    ones (the 8 groups that were stacked last).
+
+    Differentiable in reverse mode, as :func:`linear` is; many gradients at once come from the ``cpu`` backend alone.
 
     Args:
         x: ``[..., cols]``, any strides.
@@ -47,14 +51,17 @@ def grouped_linear(
         ``[..., rows]``, in the dtype of the operands (autocast's where it is on). Types narrower than float32
         accumulate in float32.
 
-        Ids out of range are an error on the CPU. Checking them on a GPU would wait for the device, and inside
-        torch.compile they are not known yet: there such a row comes out as NaN, its gradient of x is 0, and it
-        contributes nothing to the gradients of the values and biases.
+        Ids out of range are an error on the CPU. Checking them on a GPU would wait for the device, and where a graph is
+        captured, or a mode of torch follows, they may not be known yet: there such a row comes out as NaN, its gradient
+        of x is 0, and it contributes nothing to the gradients of the values and biases.
+
+        What is not finite may reach other results of its own task, as it may in :func:`linear`.
 
     Raises:
         TypeError, ValueError: if an operand has the wrong type, shape, dtype or device; names it.
         IndexError: if ``task_of_row`` on the CPU holds an id that is not in ``[0, T)``.
         BackendError: if ``backend`` cannot run here; says why.
+        NotImplementedError: under forward-mode differentiation, from the gradients as well.
     """
     ps = _patterns(ps)
     rows, cols = ps[0].shape
@@ -63,14 +70,14 @@ def grouped_linear(
         raise ValueError(f"x: expected shape [..., {cols}]. Got {tuple(x.shape)}.")
     _check_tasks(task_of_row, x, len(ps))
     group = PatternGroup.of(ps)
-    flat = x.reshape(math.prod(x.shape[:-1]), cols)
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), cols)
     records = torch.is_grad_enabled()
     trains = records and any(each.requires_grad for each in (x, *values))
     with_columns = records and x.requires_grad
     name, stacked = dispatch.resolve(
         "grouped_linear", group, flat.shape[0], x.dtype, backend, with_columns, trains=trains
     )
-    index = [task_of_row.reshape(flat.shape[0]).to(torch.int64), *stacked]
+    index = [task_of_row.reshape(-1).to(torch.int64), *stacked]
     # Joining values that need not be one tensor can take as long as the product.
     apart = getattr(dispatch.module(name), "grouped_linear_apart", None)
     recorded = trains or (records and any(each.requires_grad for each in biases))
@@ -78,8 +85,8 @@ def grouped_linear(
         y: Tensor = apart(flat, values, biases, index, len(ps))
     else:
         stacked_biases = _joined(biases).view(len(ps), rows) if biases else None
-        y = _GROUPED_LINEAR(flat, _joined(values), stacked_biases, index, len(ps), name)
-    return y.view(*x.shape[:-1], rows)
+        y = _GROUPED_LINEAR(flat, _joined(values), stacked_biases, index, ps[0].shape, len(ps), name)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
 def _items(name: str, given: Iterable[Item], what: str) -> tuple[Item, ...]:
@@ -150,62 +157,64 @@ def _check_tasks(task_of_row: Tensor, x: Tensor, tasks: int) -> None:
     if task_of_row.device != x.device:
         raise ValueError(f"task_of_row: expected it on {x.device}, where x is. Got {task_of_row.device}.")
     # Elsewhere the values are not known to the host yet.
-    if x.device.type == "cpu" and task_of_row.numel() > 0 and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and not is_traced() and task_of_row.numel() > 0:
         smallest, largest = (int(each) for each in task_of_row.aminmax())
         if smallest < 0 or largest >= tasks:
             raise IndexError(f"task_of_row: expected tasks from 0 to {tasks - 1}. Got {smallest} to {largest}.")
 
 
-def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str) -> Tensor:
+def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, *rest: Any) -> Tensor:
+    _, tasks, backend = rest
     return dispatch.module(backend).grouped_linear(x, values, biases, index, tasks)
 
 
-def _grouped_linear_fake(
-    x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int, backend: str
-) -> Tensor:
-    return x.new_empty(x.shape[0], (index[1].shape[0] - 1) // tasks)
+def _grouped_linear_fake(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, *rest: Any) -> Tensor:
+    features, *_ = rest
+    return x.new_empty(x.shape[0], features[0])
 
 
-def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
     return dispatch.module(backend).grouped_linear_dx(dy, values, index, tasks)
 
 
-def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
-    return dy.new_empty(dy.shape[0], columns(index[1:]) // tasks)
+def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, *rest: Any) -> Tensor:
+    return dy.new_empty(dy.shape[0], features[1])
 
 
-def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
     return dispatch.module(backend).grouped_linear_dvalues(dy, x, index, tasks)
 
 
-def _grouped_linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+def _grouped_linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
     return dy.new_empty(index[2].shape[0])
 
 
-def _grouped_linear_dbias(dy: Tensor, index: Index, tasks: int, backend: str) -> Tensor:
+def _grouped_linear_dbias(dy: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
     """The sum of dy over the rows of each task, ``[tasks, rows]``: one dense product, the same bits at every run."""
     wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
     one_hot = (index[0] == torch.arange(tasks, device=dy.device)[:, None]).to(wide.dtype)
     # 0 * NaN is NaN: what is not finite must not reach other tasks, nor what stands in the rows of no task anyone.
-    finite = wide.isfinite()
-    spoiled = one_hot @ (~finite).to(wide.dtype) > 0
-    return (one_hot @ wide.where(finite, 0)).masked_fill(spoiled, torch.nan).to(dy.dtype)
+    sums = one_hot @ wide.where(wide.isfinite(), 0)
+    # A NaN is neither below nor above anything: it counts as both infinities, whose sum it is.
+    above, below = (one_hot @ (~inside).to(wide.dtype) > 0 for inside in (wide < torch.inf, wide > -torch.inf))
+    return (sums.masked_fill(above, torch.inf) + torch.zeros_like(sums).masked_fill(below, -torch.inf)).to(dy.dtype)
 
 
+_REST = "int[2] features, int tasks, str backend"
 _GROUPED_LINEAR = Operator(
-    "grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor[] index, int tasks, str backend) -> Tensor",
+    f"grouped_linear(Tensor x, Tensor values, Tensor? biases, Tensor[] index, {_REST}) -> Tensor",
     _grouped_linear,
     _grouped_linear_fake,
     operands=3,
 )
 _GROUPED_LINEAR_DX = Operator(
-    "grouped_linear_dx(Tensor dy, Tensor values, Tensor[] index, int tasks, str backend) -> Tensor",
+    f"grouped_linear_dx(Tensor dy, Tensor values, Tensor[] index, {_REST}) -> Tensor",
     _grouped_linear_dx,
     _grouped_linear_dx_fake,
     operands=2,
 )
 _GROUPED_LINEAR_DVALUES = Operator(
-    "grouped_linear_dvalues(Tensor dy, Tensor x, Tensor[] index, int tasks, str backend) -> Tensor",
+    f"grouped_linear_dvalues(Tensor dy, Tensor x, Tensor[] index, {_REST}) -> Tensor",
     _grouped_linear_dvalues,
     _grouped_linear_dvalues_fake,
     operands=2,

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rsn2_kernels.backends import ACTIVATIONS
 from rsn2_kernels.pattern import SparsePattern
-from rsn2_kernels.tracing import PLAIN
+from rsn2_kernels.tracing import PLAIN, autocasts
 
 
 def fused_activation(activation: str | None, operands: tuple[Tensor | None, ...]) -> tuple[str, str]:
@@ -44,7 +43,6 @@ def checked_operands(
     Raises:
         TypeError, ValueError: if ``values`` or ``bias`` does not fit ``pattern``, or an operand differs from ``x`` in
             dtype or from ``pattern`` in device.
-        NotImplementedError: under forward-mode differentiation.
     """
     if _fit_as_they_are(x, values, bias, pattern):
         return x, values, bias
@@ -71,7 +69,6 @@ def _fit_as_they_are(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Sp
         and values.shape == (pattern.nnz,)
         and x.device == values.device == pattern.device
         and (bias is None or (bias.dtype == x.dtype and bias.device == x.device and bias.shape == pattern.shape[:1]))
-        and forward_ad._current_level < 0
         and not torch._C._is_any_autocast_enabled()
     )
 
@@ -107,18 +104,9 @@ def in_one_dtype(operands: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         TypeError: if one differs from "x" in dtype.
-        NotImplementedError: under forward-mode differentiation.
     """
-    # Without this check forward mode would return zeros: the operators are registered for reverse mode alone.
-    if forward_ad._current_level >= 0:
-        for name, operand in operands.items():
-            if forward_ad.unpack_dual(operand).tangent is not None:
-                raise NotImplementedError(
-                    f"{name}: forward-mode derivatives are not supported; use reverse mode (torch.autograd)."
-                )
-
     device = operands["x"].device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         dtype = torch.get_autocast_dtype(device)
         # Autocast leaves float64 as it is.
         operands = {name: t if t.dtype == torch.float64 else t.to(dtype) for name, t in operands.items()}

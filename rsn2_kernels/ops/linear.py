@@ -1,12 +1,14 @@
 """The linear operator on packed weights: ``y = x @ W.T + bias``, with W known only by its owned positions."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, activated, columns
+from rsn2_kernels.backends import Index, activated
+from rsn2_kernels.geometry import Pair
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import feature_major
 from rsn2_kernels.ops.library import checked_operands, empty_matrix, fused_activation
@@ -25,6 +27,10 @@ def linear(
 ) -> Tensor:
     """Multiply by the packed weight of one task. Differentiable in ``x``, ``values`` and ``bias``, to any order.
 
+    In reverse mode: ``torch.func`` (grad, jacrev, hessian, vmap) and forward mode raise errors. Many gradients at once
+    come from ``torch.autograd.grad(..., is_grads_batched=True)`` and
+    ``torch.autograd.functional.jacobian(..., vectorize=True)``.
+
     Args:
         x: ``[..., cols]``, any strides; a ``[cols, batch]`` tensor seen through ``.t()`` is not copied.
         values: ``[nnz]``, the owned weights in row-major order.
@@ -32,8 +38,8 @@ def linear(
         bias: ``[rows]``, or None.
         backend: a name from :func:`available_backends`, or None for the one predicted to be fastest. On the CPU also
             three names, such as ``cpu/dense/dense``: of the product, of the gradient of x, of that of the values; None
-            may choose so, too. Asked for by name, ``cpu`` gives a row of x the same bits in every batch; with None, a
-            single row may be summed in another way.
+            may choose so, too. Asked for by name, ``cpu`` gives a row of x the same bits in every batch (in bfloat16
+            but for numbers below the smallest normal one); with None, a single row may be summed in another way.
         activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
             where no gradient is recorded.
 
@@ -44,12 +50,14 @@ def linear(
         So a network stays feature-major behind its first layer.
 
         Where x is NaN or infinite in a column that no weight of a row owns, that row's result may be NaN: a dense
-        product multiplies it by 0.
+        product multiplies it by 0. So may the gradient of x in a column, where the gradient of the result is NaN or
+        infinite in a row that owns no weight of it.
 
     Raises:
         TypeError, ValueError: if an operand has the wrong type, shape, dtype or device, or ``activation`` is unknown;
             names it.
         BackendError: if ``backend`` cannot run here; says why.
+        NotImplementedError: under forward-mode differentiation, from the gradients as well.
     """
     x, values, bias = checked_operands(x, values, bias, pattern)
     rows, cols = pattern.shape
@@ -63,48 +71,50 @@ def linear(
     inside, behind = fused_activation(activation, (x, values, bias))
     if records and values.requires_grad:
         flat = feature_major(flat, (name,))
-    y = activated(_LINEAR(flat, values, bias, index, inside, name), behind)
+    y = activated(_LINEAR(flat, values, bias, index, inside, pattern.shape, name), behind)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, backend: str) -> Tensor:
-    return dispatch.module(backend).linear(x, values, bias, index, activation)
+def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
+    return dispatch.module(rest[-1]).linear(x, values, bias, index, activation)
 
 
-def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, backend: str) -> Tensor:
-    return empty_matrix(x, x.shape[0], index[0].shape[0] - 1, backend)
+def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
+    features, backend = rest
+    return empty_matrix(x, x.shape[0], features[0], backend)
 
 
-def _linear_dx(dy: Tensor, values: Tensor, index: Index, backend: str) -> Tensor:
+def _linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
     return dispatch.module(backend).linear_dx(dy, values, index)
 
 
-def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, backend: str) -> Tensor:
-    return empty_matrix(dy, dy.shape[0], columns(index), backend)
+def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
+    return empty_matrix(dy, dy.shape[0], features[1], backend)
 
 
-def _linear_dvalues(dy: Tensor, x: Tensor, index: Index, backend: str) -> Tensor:
+def _linear_dvalues(dy: Tensor, x: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
     return dispatch.module(backend).linear_dvalues(dy, x, index)
 
 
-def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, backend: str) -> Tensor:
+def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
     return dy.new_empty(index[1].shape[0])
 
 
+_REST = "int[2] features, str backend"
 _LINEAR = Operator(
-    "linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, str backend) -> Tensor",
+    f"linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, {_REST}) -> Tensor",
     _linear,
     _linear_fake,
     operands=3,
 )
 _LINEAR_DX = Operator(
-    "linear_dx(Tensor dy, Tensor values, Tensor[] index, str backend) -> Tensor",
+    f"linear_dx(Tensor dy, Tensor values, Tensor[] index, {_REST}) -> Tensor",
     _linear_dx,
     _linear_dx_fake,
     operands=2,
 )
 _LINEAR_DVALUES = Operator(
-    "linear_dvalues(Tensor dy, Tensor x, Tensor[] index, str backend) -> Tensor",
+    f"linear_dvalues(Tensor dy, Tensor x, Tensor[] index, {_REST}) -> Tensor",
     _linear_dvalues,
     _linear_dvalues_fake,
     operands=2,

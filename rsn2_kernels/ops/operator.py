@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from rsn2_kernels.tracing import PLAIN, is_traced
+from rsn2_kernels.tracing import PLAIN, autocasts, is_traced
 
 LIBRARY = torch.library.Library("rsn2", "DEF")
 
@@ -22,7 +23,8 @@ class Operator:
         """Register an operator; what has gradients must be told them by :meth:`differentiate`.
 
         Args:
-            schema: ``name(Tensor ..., ...) -> Tensor``, without default values.
+            schema: ``name(Tensor ..., ...) -> Tensor``, without default values. Where it has ``int[2] features``, they
+                are how many the result of the forward product has, and how many x has: channels of images.
             implementation: what it computes.
             fake: its shape function.
             operands: how many of its first arguments are the tensors, or None, that it may be differentiated in.
@@ -31,9 +33,10 @@ class Operator:
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.name, self.operands = name, operands
         self._implementation = _without_autocast(implementation)
-        LIBRARY.impl(name, self._implementation, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, self._compared, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
         self._registered: Any = getattr(torch.ops.rsn2, name).default
+        self._names = [argument.name for argument in self._registered._schema.arguments]
 
     def differentiate(
         self,
@@ -70,8 +73,29 @@ class Operator:
                     return result
         return run(*arguments)
 
+    def _compared(self, *arguments: Any) -> Tensor:
+        """What torch's dispatcher runs: captured graphs call it with operands that no function has looked at.
+
+        A kernel would read outside an operand of fewer features than its weight has.
+        """
+        named = dict(zip(self._names, arguments, strict=True))
+        for operand, expected in zip(("dy", "x"), named.get("features", ()), strict=False):
+            if operand in named and named[operand].shape[1] != expected:
+                got = tuple(named[operand].shape)
+                raise ValueError(f"{self}, {operand}: expected {expected} features in dimension 1. Got {got}.")
+        return self._implementation(*arguments)
+
     def _autograd(self, keys: Any, *arguments: Any) -> Tensor:
-        """What torch's dispatcher calls first."""
+        """What torch's dispatcher calls first.
+
+        Raises:
+            NotImplementedError: under forward-mode differentiation, whose derivatives a kernel would drop.
+        """
+        if forward_ad._current_level >= 0:
+            for name, each in zip(self._names, arguments[: self.operands], strict=False):
+                if each is not None and forward_ad.unpack_dual(each).tangent is not None:
+                    instead = "use reverse mode (torch.autograd)"
+                    raise NotImplementedError(f"{self}, {name}: forward-mode derivatives are not supported; {instead}.")
 
         def run(*arguments: Any) -> Tensor:
             with torch._C._AutoDispatchBelowAutograd():
@@ -102,14 +126,14 @@ def is_watched(operands: tuple[Tensor | None, ...]) -> bool:
     for each in operands:
         if each is not None and (type(each) not in PLAIN or each.is_meta):
             return True
-    return is_traced()
+    return forward_ad._current_level >= 0 or is_traced()
 
 
 def _without_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Operands have their types when an operator gets them: torch's own operators inside must not change them again."""
 
     def run(x: Tensor, *rest: Any) -> Tensor:
-        if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(x.device.type):
+        if not torch._C._is_any_autocast_enabled() or not autocasts(x.device.type):
             return implementation(x, *rest)
         with torch.autocast(x.device.type, enabled=False):
             return implementation(x, *rest)

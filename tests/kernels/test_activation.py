@@ -15,7 +15,7 @@ from . import oracle
 from .cases import SMALL, Case, ConvCase, LinearCase, Operands, widest
 from .contract import assert_nearly
 from .precision import assert_within_roundoff
-from .test_torch_integration import index_of
+from .test_torch_integration import index_of, rest_of
 
 OPERATORS = ("linear", "conv2d")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -187,9 +187,7 @@ def test_an_unknown_activation_is_named(operator: str, name: str, backend: str) 
 def test_opcheck_passes_with_relu(operator: str, backend: str) -> None:
     case = SMALL[operator]
     operands = case.operands(torch.float32)
-    rest: tuple[Any, ...] = ("relu",)
-    if isinstance(case, ConvCase):
-        rest += (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
+    rest = ("relu", *rest_of(case))
     arguments = (*operands.inputs.values(), index_of(case, operands, backend, with_columns=True), *rest, backend)
     torch.library.opcheck(getattr(torch.ops.rsn2, operator).default, arguments)
 
@@ -198,9 +196,7 @@ def test_the_operator_itself_refuses_gelu_under_gradients(operator: str, backend
     """Its gradient needs the sum, which nobody kept: a wrong gradient would be worse than none."""
     case = SMALL[operator]
     operands = case.operands(torch.float32)
-    rest: tuple[Any, ...] = ("gelu",)
-    if isinstance(case, ConvCase):
-        rest += (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
+    rest = ("gelu", *rest_of(case))
     index = index_of(case, operands, backend, with_columns=True)
     with pytest.raises(NotImplementedError, match="gelu"):
         getattr(torch.ops.rsn2, operator)(*operands.inputs.values(), index, *rest, backend)

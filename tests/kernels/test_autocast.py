@@ -1,5 +1,7 @@
 """The operators under autocast: they compute in its type, and gradients come in the operands' own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,28 @@ def test_autocast_leaves_float64_alone_as_it_does_for_torchs_own_linear(backend:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         own = nn.functional.linear(operands.x, torch.zeros(5, 7, dtype=torch.float64))
         assert rk.linear(operands.x, operands.values, operands.pattern, backend=backend).dtype == own.dtype
+
+
+def test_a_device_that_has_no_autocast_is_served_inside_that_of_another(operator: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    meta = replace(
+        operands,
+        patterns=tuple(each.to("meta") for each in operands.patterns),
+        x=operands.x.to("meta"),
+        values=operands.values.to("meta"),
+        bias=None,
+    )
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y = SMALL[operator].call(meta, None)
+        assert y.is_meta and y.dtype == torch.float32 and y.shape == operands.dy.shape
+
+
+def test_an_error_on_a_device_that_has_no_autocast_is_told() -> None:
+    pattern = SMALL["linear"].operands(torch.float32).pattern.to("meta")
+    x, values = torch.zeros(3, 7, device="meta"), torch.zeros(pattern.nnz, device="meta", dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"values: expected torch\.float32"):
+        rk.linear(x, values, pattern)
 
 
 def test_autocast_that_is_off_changes_nothing(operator: str, backend: str) -> None:

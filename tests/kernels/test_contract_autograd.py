@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rsn2_kernels as rk
@@ -191,3 +192,37 @@ def test_a_forward_mode_derivative_is_right_or_refused(operator: str, backend: s
         return
     # The operator is linear in its values: its derivative along a direction is itself on that direction.
     assert_nearly(derivative, case.function(operands.mask)(operands.x.detach(), tangent, None))
+
+
+@pytest.mark.parametrize("wanted", ["dx", "dvalues"])
+def test_a_backward_product_refuses_a_forward_mode_derivative(operator: str, backend: str, wanted: str) -> None:
+    operands = SMALL[operator].operands(widest(backend))
+    for name, each in operands.inputs.items():
+        each.requires_grad_(name == wanted)
+    y = SMALL[operator].call(operands, backend)
+    with forward_ad.dual_level():
+        dy = forward_ad.make_dual(operands.dy, torch.ones_like(operands.dy))
+        with pytest.raises(NotImplementedError, match=f"rsn2::{operator}_{wanted}, dy: forward-mode derivatives"):
+            torch.autograd.grad(y, operands.inputs[wanted], dy)
+
+
+def test_a_call_beside_forward_mode_derivatives_is_served(operator: str, backend: str) -> None:
+    operands = SMALL[operator].operands(widest(backend))
+    y = SMALL[operator].call(operands, backend)
+    with forward_ad.dual_level():
+        assert torch.equal(SMALL[operator].call(operands, backend), y)
+
+
+def test_many_gradients_at_once_are_those_of_single_calls(operator: str, backend: str) -> None:
+    if operator != "linear" and backend != "cpu":
+        pytest.skip("promised of the cpu backend alone")
+    if backend in ("cuda", "triton"):
+        pytest.skip("not promised")
+    operands = SMALL[operator].operands(widest(backend))
+    inputs = list(operands.inputs.values())
+    y = SMALL[operator].call(operands, backend)
+    dys = torch.stack([operands.dy, 2 * operands.dy, operands.dy.square()])
+    together = torch.autograd.grad(y, inputs, dys, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(y, inputs, dy, retain_graph=True) for dy in dys]
+    for found, expected in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))

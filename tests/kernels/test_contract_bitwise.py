@@ -69,3 +69,15 @@ def test_a_second_run_gives_the_same_bits(case: Case, dtype: torch.dtype) -> Non
     first, second = forward_and_gradients(case, dtype), forward_and_gradients(case, dtype)
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("cols", [5000, 8000, 20000])
+def test_a_single_row_of_x_takes_rows_of_any_number_of_weights(cols: int) -> None:
+    """Rows of many weights are taken a few at a time, in an order that their numbers decide."""
+    pattern = rk.SparsePattern.from_mask(torch.rand(75, cols) < 0.95)
+    values, x = torch.randn(pattern.nnz), torch.randn(3, cols)
+    several = rk.linear(x, values, pattern, backend="cpu")
+    expected = x.double() @ pattern.unpack(values.double()).t()
+    torch.testing.assert_close(several.double(), expected, rtol=0, atol=1e-6 * cols)
+    for row in range(3):
+        assert torch.equal(rk.linear(x[row], values, pattern, backend="cpu"), several[row])

@@ -198,7 +198,7 @@ def test_without_gradients_the_bits_are_the_same(dtype: torch.dtype, backend: st
     case = GroupedCase(5, 33, 65, (29,), absent=(1,), empty=(2,))
     operands = case.operands(dtype)
     expected = case.call(operands, backend)
-    ps, task_of_row = operands.patterns, case.task_of_row(case.batch)
+    ps, task_of_row = operands.patterns, case.task_of_row(case.batch).to(operands.x.device)
     values, biases = operands.values.detach(), operands.bias
     assert biases is not None
     vs = values.split([each.nnz for each in ps])
@@ -218,7 +218,7 @@ def test_the_operator_itself_takes_biases_of_any_strides(backend: str) -> None:
     tasks = Tasks(backend)
     index = [tasks.task_of_row, *dispatch.index(backend, PatternGroup.of(tasks.ps), with_columns=True)]
     biases = laid_out(torch.stack(tasks.biases).detach(), "reversed")
-    y = torch.ops.rsn2.grouped_linear(tasks.x, torch.cat(tasks.vs), biases, index, 3, backend)
+    y = torch.ops.rsn2.grouped_linear(tasks.x, torch.cat(tasks.vs), biases, index, tasks.ps[0].shape, 3, backend)
     torch.testing.assert_close(y, tasks.call(backend))
 
 
@@ -247,6 +247,30 @@ def test_what_is_not_finite_in_one_task_reaches_no_other(backend: str) -> None:
     assert not bias[4].isfinite() and not bias[0].isfinite() and bias[[1, 2, 3, 5]].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("of_task", "expected"),
+    [
+        ([torch.inf], torch.inf),
+        ([-torch.inf], -torch.inf),
+        ([torch.inf, torch.inf], torch.inf),
+        ([torch.inf, -torch.inf], torch.nan),
+        ([torch.inf, torch.nan], torch.nan),
+        ([-torch.inf, torch.nan], torch.nan),
+    ],
+    ids=str,
+)
+def test_the_gradient_of_a_bias_is_infinite_where_a_plain_sum_is(
+    of_task: list[float], expected: float, backend: str
+) -> None:
+    tasks = Tasks(backend)
+    mine = (tasks.task_of_row == 1).nonzero().flatten()[: len(of_task)]
+    dy = tasks.dy.clone()
+    dy[mine, 4] = torch.tensor(of_task, dtype=dy.dtype, device=dy.device)
+    found = torch.autograd.grad(tasks.call(backend), tasks.biases[1], dy)[0]
+    torch.testing.assert_close(found[4], dy.new_tensor(expected), equal_nan=True)
+    assert found[[0, 1, 2, 3, 5]].isfinite().all()
+
+
 def test_an_unknown_task_that_is_not_checked_is_nan_and_contributes_nothing(backend: str) -> None:
     """As on a GPU: the registered operator itself checks no values."""
     tasks = Tasks(backend)
@@ -256,7 +280,7 @@ def test_an_unknown_task_that_is_not_checked_is_nan_and_contributes_nothing(back
     def run(rows: list[int], task_of_row: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = tasks.x.detach()[rows].requires_grad_()
         index = [task_of_row, *dispatch.index(backend, group, with_columns=True)]
-        y = torch.ops.rsn2.grouped_linear(x, values, biases, index, 3, backend)
+        y = torch.ops.rsn2.grouped_linear(x, values, biases, index, tasks.ps[0].shape, 3, backend)
         # The gradient of a row that is NaN is NaN as a rule.
         dy = tasks.dy[rows].where(y.isfinite(), torch.nan)
         return y, torch.autograd.grad(y, [x, values, biases], dy)
@@ -329,6 +353,33 @@ def test_a_group_dies_with_its_first_pattern() -> None:
         assert all(each() is None for each in built), "no cycle keeps it"
     finally:
         gc.enable()
+
+
+def test_groups_that_begin_with_each_other_die_with_their_patterns() -> None:
+    p, q = Tasks().ps[:2]
+    gc.disable()
+    try:
+        built = [weakref.ref(PatternGroup.of(each).crow) for each in ([p, q], [q, p])]
+        del p, q
+        assert all(each() is None for each in built), "no cycle keeps them"
+    finally:
+        gc.enable()
+
+
+class EvictedMeanwhile(dict[Any, Any]):
+    """Another thread is always the first to remove what this one is about to remove."""
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        super().pop(key, None)
+        return super().pop(key, *default)
+
+
+def test_a_group_that_another_thread_forgets_first_is_no_error() -> None:
+    first = Tasks().ps[0]
+    first._groups = EvictedMeanwhile()
+    for count in range(1, REMEMBERED + 3):
+        assert PatternGroup.of([first] * count).stacks == count
+    assert len(first.groups) == REMEMBERED
 
 
 def test_a_group_never_serves_other_patterns_than_its_own() -> None:

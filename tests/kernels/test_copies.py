@@ -53,6 +53,27 @@ def test_a_copied_pattern_computes_the_same(
 
 
 @COPIED
+def test_a_pattern_copied_in_inference_mode_serves_training(
+    copied: Callable[[Any], Any], operator: str, backend: str
+) -> None:
+    case = SMALL[operator]
+    operands = case.operands(torch.float32)
+    with torch.inference_mode():
+        twin = replace(operands, patterns=copied(operands.patterns))
+    inputs = list(operands.inputs.values())
+    gradients = [torch.autograd.grad(case.call(each, backend), inputs, operands.dy) for each in (operands, twin)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_what_can_be_made_again_is_not_stored() -> None:
+    pattern = SMALL["linear"].operands(torch.float32).pattern
+    before = len(pickle.dumps(pattern))
+    pattern.by_column()
+    pattern.words()
+    assert len(pickle.dumps(pattern)) == before
+
+
+@COPIED
 def test_a_copied_owner_map_answers_the_same(copied: Callable[[Any], Any]) -> None:
     owners = rk.OwnerMap.empty((5, 70))
     owners.claim(4, torch.rand(5, 70) < 0.3)

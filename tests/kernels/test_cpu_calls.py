@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rsn2_kernels as rk
+from rsn2_kernels.group import PatternGroup
+from rsn2_kernels.tracing import is_traced
 
 from .cases import SMALL, GroupedCase, Operands
 from .precision import DTYPES
@@ -43,6 +46,25 @@ def test_a_watched_call_gives_the_same_bits(operator: str, dtype: torch.dtype) -
         watched = results(operator, operands)
     assert {f"rsn2::{operator}{product}" for product in ("", "_dx", "_dvalues")} <= set(watching.seen)
     assert all(torch.equal(a, b) for a, b in zip(direct, watched, strict=True))
+
+
+def test_a_default_device_does_not_count_as_tracing(operator: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    with torch.device("cpu"):
+        assert not is_traced()
+        with TorchFunctionMode():
+            assert is_traced()
+        found = results(operator, operands)
+    weight = PatternGroup.of(operands.patterns) if operator == "grouped_linear" else operands.pattern
+    assert weight.remembers("resolved")
+    assert all(torch.equal(a, b) for a, b in zip(found, results(operator, operands), strict=True))
+
+
+def test_a_default_device_elsewhere_moves_nothing() -> None:
+    operands = SMALL["linear"].operands(torch.float32)
+    with torch.device("meta"):
+        found = results("linear", operands)
+    assert all(torch.equal(a, b) for a, b in zip(found, results("linear", operands), strict=True))
 
 
 def test_a_subclass_of_tensor_is_served(operator: str) -> None:

@@ -140,9 +140,9 @@ def test_opcheck_passes(product: str, density: float) -> None:
     x, values, dy = operands.x, operands.values, operands.dy
     index, short = (dispatch.index("cpu", operands.pattern, columns, with_words=True) for columns in (True, False))
     arguments = {
-        "linear": (x, values, operands.bias, index, "relu", "cpu"),
-        "linear_dx": (dy, values.detach(), index, "cpu"),
-        "linear_dvalues": (dy, x.detach(), short, "cpu"),
+        "linear": (x, values, operands.bias, index, "relu", (6, 90), "cpu"),
+        "linear_dx": (dy, values.detach(), index, (6, 90), "cpu"),
+        "linear_dvalues": (dy, x.detach(), short, (6, 90), "cpu"),
     }
     torch.library.opcheck(getattr(torch.ops.rsn2, product).default, arguments[product])
 

@@ -1,12 +1,13 @@
 """Which backends there are, which one a call without a name runs, and that `explain` says so."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 import rsn2_kernels as rk
-from rsn2_kernels import cpu_cost
+from rsn2_kernels import cpu_cost, dispatch
 
 from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, random_mask
 from .precision import DTYPES
@@ -164,6 +165,23 @@ def _make_cheapest(backends: list[str], monkeypatch: pytest.MonkeyPatch) -> None
             name: (0.0 if name.startswith(cheap) else 1.0,) * len(of) for name, of in cpu_cost.FEATURES.items()
         }
     monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs(table, "made up"))
+
+
+class ClearedMeanwhile(dict[Any, Any]):
+    """Another thread clears it right after this one has seen what is there."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        self.clear()
+        return found
+
+
+def test_a_choice_that_another_thread_forgets_is_made_again() -> None:
+    pattern = SMALL["linear"].operands(torch.float32).pattern
+    arguments = ("linear", pattern, 3, torch.float32, "dense", False)
+    expected, _ = dispatch.resolve(*arguments)
+    pattern._derived["resolved"] = ClearedMeanwhile(pattern._derived["resolved"])
+    assert dispatch.resolve(*arguments)[0] == expected
 
 
 @pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason="nothing to mix")

@@ -299,3 +299,17 @@ def test_an_error_stacks_no_index(changed: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError, IndexError)):
         grouped_linear(**({"ps": ps} | changed))
     assert not any(each.groups for each in ps)
+
+
+@pytest.mark.skipif(rk.available_backends()["cpu"] is not True, reason="there is no such backend")
+@pytest.mark.parametrize("name", ["cpu", "cpu/dense/dense"])
+@pytest.mark.parametrize("call", [linear, conv2d, grouped_linear])
+def test_a_type_that_a_backend_has_no_kernels_for_is_named(call: Any, name: str) -> None:
+    narrow = torch.float8_e4m3fn
+    x = torch.zeros((2, 6, 5, 5) if call is conv2d else (5, 18)).to(narrow)
+    if call is grouped_linear:
+        values: dict[str, Any] = {"vs": torch.zeros(sum(each.nnz for each in PATTERNS)).to(narrow), "biases": None}
+    else:
+        values = {"values": torch.zeros(NNZ).to(narrow), "bias": None}
+    with pytest.raises(rk.BackendError, match=f"'{name}' cannot run this call: it has no kernels for {narrow}"):
+        call(x=x, backend=name, **values)

@@ -23,6 +23,7 @@ from rsn2_kernels.plan import Plan
 from . import cases, oracle
 from .cases import Case, ConvCase, GroupedCase, LinearCase, random_mask
 from .precision import assert_within_roundoff
+from .test_torch_integration import index_of, rest_of
 
 pytestmark = pytest.mark.skipif(cases.device.type != "cuda", reason="needs a GPU and --device cuda")
 
@@ -351,18 +352,9 @@ def test_task_ids_out_of_range_give_nan_and_no_error() -> None:
 def test_opcheck_passes(operator: str) -> None:
     case = MEDIUM[operator]
     operands = case.operands(torch.float32)
-    geometry = None
-    rest: tuple[object, ...] = ("none", "triton")
-    index = dispatch.index("triton", operands.pattern, True)
-    if isinstance(case, ConvCase):
-        geometry = ConvGeometry(case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
-        index = dispatch.index("triton", operands.pattern, True, geometry)
-        rest = ("none", *geometry, "triton")
-    elif isinstance(case, GroupedCase):
-        stacked = dispatch.index("triton", PatternGroup.of(operands.patterns), True)
-        index = [case.task_of_row(case.batch).to("cuda"), *stacked]
-        rest = (case.tasks, "triton")
-    arguments = (operands.x, operands.values, operands.bias, index, *rest)
+    index = index_of(case, operands, "triton", with_columns=True)
+    activation = () if operator == "grouped_linear" else ("none",)
+    arguments = (operands.x, operands.values, operands.bias, index, *activation, *rest_of(case), "triton")
     torch.library.opcheck(getattr(torch.ops.rsn2, operator).default, arguments)
 
 

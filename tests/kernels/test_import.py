@@ -24,6 +24,14 @@ class NoTriton:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, NoTriton())
 """
+NO_HOME = """
+import os, pwd
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+for name in ("HOME", "XDG_CACHE_HOME", "RSN2_CPU_COSTS"):
+    os.environ.pop(name, None)
+"""
 USE = """
 import json, torch
 import rsn2_kernels as rk
@@ -57,6 +65,12 @@ def bare_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_import_prints_nothing() -> None:
     done = python("import rsn2_kernels", PACKAGE.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a user of Windows has a home directory by other means")
+def test_import_without_a_home_directory_prints_nothing() -> None:
+    done = python(NO_HOME + "import rsn2_kernels", PACKAGE.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

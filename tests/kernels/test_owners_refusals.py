@@ -99,6 +99,14 @@ def test_a_rebuilt_map_does_not_write_to_the_planes_it_was_given(owners: rk.Owne
     assert all(torch.equal(a, b) for a, b in zip(planes, held, strict=True))
 
 
+def test_a_rebuilt_map_keeps_its_owners_whatever_becomes_of_the_planes_it_was_given(owners: rk.OwnerMap) -> None:
+    planes = [plane.clone() for plane in owners.planes]
+    rebuilt = rk.OwnerMap.from_planes(planes, owners.shape, owners.tasks)
+    for plane in planes:
+        plane.zero_()
+    assert torch.equal(rebuilt.codes(), owners.codes())
+
+
 def test_planes_of_any_strides_are_read(owners: rk.OwnerMap) -> None:
     planes = [plane.t().contiguous().t() for plane in several_tasks((6, 130), 3)[0].planes]
     again = rk.OwnerMap.from_planes(planes, (6, 130), (0, 1, 2))

@@ -129,7 +129,7 @@ def test_attributes_cannot_be_set(name: str) -> None:
 
 def test_to_moves_the_index_and_returns_itself_where_it_is() -> None:
     pattern = rk.SparsePattern.from_mask(MASK)
-    assert pattern.to("cpu") is pattern
+    assert pattern.to("cpu") is pattern and pattern.to("cpu:0") is pattern
     moved = pattern.to("meta")
     assert moved.device.type == "meta" and moved.shape == pattern.shape and moved.nnz == pattern.nnz
 
@@ -145,7 +145,7 @@ def test_a_deep_copy_holds_the_same_order() -> None:
     pattern = rk.SparsePattern.from_mask(MASK)
     pattern.by_column()
     twin = copy.deepcopy(pattern)
-    assert twin.nbytes == pattern.nbytes and torch.equal(twin.mask(), MASK)
+    assert torch.equal(twin.mask(), MASK)
     assert all(torch.equal(a, b) for a, b in zip(twin.by_column(), pattern.by_column(), strict=True))
 
 

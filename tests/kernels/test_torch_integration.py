@@ -27,18 +27,15 @@ LAYOUTS = ("contiguous", "reversed", "strided")
 def operator_calls(operator: str, backend: str, x_layout: str) -> dict[str, tuple[Any, ...]]:
     """Arguments of the three registered operators behind ``operator``, by operator name."""
     size: tuple[Any, ...] = ()
-    rest: tuple[Any, ...] = ()
     if operator == "linear":
         case: Case = LinearCase(6, 9, (5,), x_layout=x_layout, dy_layout=x_layout)
     elif operator == "conv2d":
         case = ConvCase(2, 4, 6, (5, 4), (3, 2), (2, 1), (1, 0), (1, 2), 2, x_layout=x_layout, dy_layout=x_layout)
-        rest = (case.kernel_size, case.stride, case.padding, case.dilation, case.groups)
         size = (case.size,)
     else:
         case = GroupedCase(4, 6, 9, (7,), absent=(1,), x_layout=x_layout, dy_layout=x_layout)
-        rest = (case.tasks,)
     o = case.operands(torch.float32)
-    values = o.values.detach()
+    values, rest = o.values.detach(), rest_of(case)
     index, short = (index_of(case, o, backend, with_columns) for with_columns in (True, False))
     activation = () if operator == "grouped_linear" else ("none",)
     return {
@@ -48,11 +45,19 @@ def operator_calls(operator: str, backend: str, x_layout: str) -> dict[str, tupl
     }
 
 
+def rest_of(case: Case) -> tuple[Any, ...]:
+    """What the registered operators behind ``case`` are told beside operands, index and backend."""
+    if isinstance(case, ConvCase):
+        features = (case.filters, case.channels)
+        return features, case.kernel_size, case.stride, case.padding, case.dilation, case.groups
+    return ((case.rows, case.cols), case.tasks) if isinstance(case, GroupedCase) else ((case.rows, case.cols),)
+
+
 def index_of(case: Case, operands: Operands, backend: str, with_columns: bool) -> list[Tensor]:
     """The index tensors that the registered operator behind ``case`` takes."""
     if isinstance(case, GroupedCase):
         group = PatternGroup.of(operands.patterns)
-        return [case.task_of_row(case.batch), *dispatch.index(backend, group, with_columns)]
+        return [case.task_of_row(case.batch).to(operands.x.device), *dispatch.index(backend, group, with_columns)]
     geometry = None
     if isinstance(case, ConvCase):
         geometry = ConvGeometry(case.kernel_size, case.stride, case.padding, case.dilation, case.groups)

@@ -66,7 +66,8 @@ inline void in_blocks(const Product& p, const AsTheyAre& as_they_are, const Orde
     if (p.width > 2 * kLanes || (p.width > 1 && alike)) {
       as_they_are(Consecutive{first}, count);
     } else {
-      if (alike) count = rows_of(kAlike, p.begin, p.end, first, p.row_end);
+      // Of those rows and no others: the order has classes for their numbers of weights alone.
+      if (alike) count = rows_of(kAlike, p.begin, p.end, first, first + count);
       int32_t order[kUnlike.rows];
       order_rows(p.begin, p.end, first, count, range, order);
       ordered(static_cast<const int32_t*>(order), count, p.end[first + count - 1]);
