@@ -140,4 +140,19 @@ def test_bars_that_were_not_met_are_counted_and_listed(benchmark_of: Any, monkey
     every = [{"case": "c", "bars": [bench.bar("a", 2, 1.5), bench.bar("b", 0.95, 0.96)]}, {"case": "d", "skipped": ""}]
     monkeypatch.setattr(tables, "checked", lambda: {"benchmarks": {"cases": every}})
     said = tables.bars()
-    assert said.startswith("1 of 2 were met.") and "| c | a | 1.50 | 2 | no |\n| c | b | 0.96 | 0.95 | yes |" in said
+    assert said.startswith("Met: 1 of 2.") and "| c | a | 1.50 | 2 | no |\n| c | b | 0.96 | 0.95 | yes |" in said
+
+
+def test_batches_whose_masks_differ_in_the_last_digits_are_one_line(
+    benchmark_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = benchmark_of("gpu_tables")
+    weight = {"rows": 8, "cols": 4}
+    one, two, sparser = (
+        weight | {"batch": batch, "density": density, "seconds": {"cuda": 2e-6}, "times_as_fast": {"cuda": times}}
+        for batch, density, times in ((1, 0.1001, 3.0), (2, 0.0999, 0.5), (1, 0.05, 4.0))
+    )
+    name = "small batches, where which backend wins"
+    monkeypatch.setattr(tables, "cases", lambda: {name: [one, two, sparser]})
+    lines = tables.small_batches().splitlines()[2:]
+    assert lines == ["| 8 x 4 | 0.1 | 2.0 | 3.00 | 0.50 |", "| 8 x 4 | 0.05 | 2.0 | 4.00 |  |"]

@@ -6,14 +6,14 @@ save, load, extract
 
 from rsn2 import nn
 from rsn2.allocate import AllocationError, allocate
-from rsn2.checkpoint import load, save
+from rsn2.checkpoint import load, read_metadata, save
 from rsn2.convert import convert
 from rsn2.evaluation import evaluate, predict, predict_together
 from rsn2.extract import extract
 from rsn2.nn.layer import TaskError
 from rsn2.report import Report, report
 from rsn2.sealed import CheckpointError
-from rsn2.tasks import finalize, parameters, shared_parameters, tasks, use_task, use_tasks
+from rsn2.tasks import finalize, named_parameters, parameters, shared_parameters, tasks, use_task, use_tasks
 from rsn2.training import History, TrainingError, fit, fit_together
 from rsn2.warm_up import WarmStart, warm_up
 
@@ -33,10 +33,12 @@ __all__ = [
     "fit",
     "fit_together",
     "load",
+    "named_parameters",
     "nn",
     "parameters",
     "predict",
     "predict_together",
+    "read_metadata",
     "report",
     "save",
     "shared_parameters",

@@ -20,7 +20,7 @@ from rsn2.nn.layer import MultitaskLayer
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
 from rsn2.saliency import DATA_FREE, AllocationError, Batches, Criterion, Start, fan_in_scale, saliencies, told
 from rsn2.sharing import Share, shared_layers, used_layers
-from rsn2.tasks import check_converted, multitask_layers
+from rsn2.tasks import alone_with, check_converted, multitask_layers
 from rsn2.warm_up import WarmStart
 
 __all__ = ["AllocationError", "Criterion", "Rescale", "Scope", "allocate"]
@@ -48,7 +48,8 @@ def allocate(
     """Give a new task its own weights in the multitask layers it runs through, and its copies of per-task modules.
 
     The saliency of a weight comes from the loss of the task through the candidates only: the free weights, all others
-    being 0. The network runs in the mode it is in; call ``model.eval()`` first to keep dropout out of the choice.
+    being 0. The network runs in the mode it is in; call ``model.eval()`` first to keep dropout out of the choice. Other
+    threads that want the network wait meanwhile.
 
     Args:
         model: a converted network.
@@ -100,18 +101,18 @@ def allocate(
         raise AllocationError(f"density: expected a number in (0, 1]. Got {density!r}.")
     if criterion not in DATA_FREE and (loss is None or batches is None):
         raise ValueError(f"loss, batches: the {criterion!r} criterion needs both.")
-    used = used_layers(multitask_layers(model), layers)
-    holders = shared_layers(multitask_layers(model), used, task, share)
-    own = {name: layer for name, layer in used.items() if name not in holders}
-    check_new(model, task, own)
-    _check_room(own, density)
-    starts = {name: Start.of(layer) for name, layer in own.items()}
-    if flip:
-        starts = {name: each.flipped(seed, task, name) for name, each in starts.items()}
-    if start is not None:
-        starts = start.starts(own, task)
     blocks = None if granularity is None or tuple(granularity) == (1, 1) else granularity
-    with ExitStack() as undo:
+    with alone_with(model), ExitStack() as undo:
+        used = used_layers(multitask_layers(model), layers)
+        holders = shared_layers(multitask_layers(model), used, task, share)
+        own = {name: layer for name, layer in used.items() if name not in holders}
+        check_new(model, task, own)
+        _check_room(own, density)
+        starts = {name: Start.of(layer) for name, layer in own.items()}
+        if flip:
+            starts = {name: each.flipped(seed, task, name) for name, each in starts.items()}
+        if start is not None:
+            starts = start.starts(own, task)
         add_copies(model, task, undo)
         if start is not None:
             start.fill_copies(model, task, undo)
@@ -125,7 +126,7 @@ def allocate(
         for warning in _warnings(task, masks, found, blocks):
             warnings.warn(warning, stacklevel=2)  # may be an error, and that is undone too
         undo.pop_all()
-    return {name: layer.owners.count(layer.slot(task)) for name, layer in used.items()}
+        return {name: layer.owners.count(layer.slot(task)) for name, layer in used.items()}
 
 
 def _warnings(

@@ -1,7 +1,7 @@
 """What `fit` refuses before its first step: numbers out of range, and optimizers that do not fit the task."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import torch
@@ -58,7 +58,9 @@ def check_fit_arguments(
 def checked_optimizer(
     model: nn.Module, task: str | Sequence[str], optimizer: Optimizer | OptimizerFactory | None, lr: float
 ) -> Optimizer:
-    """The optimizer to use, over exactly the parameters of the task or tasks; Adam with ``lr`` for None.
+    """The optimizer to use, over the parameters of the task or tasks; Adam with ``lr`` for None.
+
+    Of those that are frozen it may hold some, all or none.
 
     Raises:
         TaskError: if nothing is allocated to a task.
@@ -72,19 +74,18 @@ def checked_optimizer(
             "together, with rsn2.fit_together."
         )
     made = made_optimizer(own, optimizer, lr)
-    held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
-    mine = {id(parameter) for parameter in own}
-    if held == mine:
+    besides, lacking = unlike(made, own)
+    if not besides and not lacking:
         return made
     names = {id(parameter): f"{name}, shared by all tasks" for name, parameter in model.named_parameters()}
     for other in tasks(model):
         for name, tensor in own_tensors(model, other).items():
             names[id(tensor)] = f"{name} of task {other!r}"
-    strange = sorted(names.get(each, "a tensor not in this network") for each in held - mine)
+    strange = sorted(names.get(each, "a tensor not in this network") for each in besides)
     shown = task if isinstance(task, str) else list(names_of(task))
     raise ValueError(
         f"optimizer: expected exactly rsn2.parameters(model, {shown!r}). It holds {strange} besides, and "
-        f"lacks {sorted(names[each] for each in mine - held)}. Make it after rsn2.allocate."
+        f"lacks {sorted(names[each] for each in lacking)}. Make it after rsn2.allocate."
     )
 
 
@@ -109,6 +110,13 @@ def made_optimizer(own: list[nn.Parameter], optimizer: Optimizer | OptimizerFact
             "several times, which fit does not do."
         )
     return made
+
+
+def unlike(optimizer: Optimizer, own: Collection[nn.Parameter]) -> tuple[set[int], set[int]]:
+    """Ids of what an optimizer holds besides ``own``, and of what it lacks of the trainable ones among them."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {id(parameter) for parameter in own if parameter.requires_grad}
+    return held - {id(parameter) for parameter in own}, trainable - held
 
 
 def checked_scheduler(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rsn2.convert import SHARED_FORMS, apply_plan
 from rsn2.nn import MultitaskLayer, PerTask
-from rsn2.opening import Opening, is_below
-from rsn2.record import LayerRecord, PerTaskRecord, Record
+from rsn2.opening import Opening, is_below, uncompiled
+from rsn2.record import LayerRecord, PerTaskRecord, Record, attention_of
 from rsn2.report import LayerReport, Report
 from rsn2.sealed import CheckpointError, read_sealed, write_sealed
 from rsn2.tasks import multitask_layers, per_task_modules
@@ -30,15 +30,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
 
     Args:
         model: a network with multitask layers.
-        path: the file, replaced if it exists.
+        path: the file, replaced if it exists, in a folder that exists.
         metadata: anything JSON can hold, given back by :func:`read_metadata`.
 
     Raises:
         CheckpointError: if the network has no multitask layer, or a module keeps state that is neither
             parameter nor buffer; names it.
+        FileNotFoundError: if there is no such folder.
         TypeError: if ``metadata`` is not JSON.
     """
-    model = getattr(model, "_orig_mod", model)  # as it was before torch.compile, which changes all names
+    model = uncompiled(model)
     layers, copies = multitask_layers(model), per_task_modules(model)
     named = dict(model.named_modules(remove_duplicate=False))
     if not layers:
@@ -62,6 +63,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
     record = Record(
         layers={name: LayerRecord.of(layer) for name, layer in layers.items()},
         per_task={name: PerTaskRecord.of(module) for name, module in copies.items()},
+        attention=attention_of(model),
         metadata=dict(metadata or {}),
     )
     write_sealed(Path(path), _KEY, record.to_json(), tensors)
@@ -72,7 +74,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     Args:
         path: a file written by :func:`save`.
-        model: the architecture, as it was before `convert` (its weights do not matter) or converted.
+        model: the architecture, as it was before `convert` (its weights do not matter) or converted, on the device on
+            which the network is to be.
 
     Returns:
         A converted and filled copy of ``model``, on its device; ``model`` itself stays as it is.
@@ -80,10 +83,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: if the file is damaged or is no checkpoint of this architecture; names the layer and field.
         FileNotFoundError: if there is no such file.
+        ValueError: if ``model`` is on the device "meta", or a module that is to be replaced has hooks.
     """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError('model: expected a network on a device that holds values. Got one on "meta".')
     record, tensors = _read(path)
     owners = _owners(record, tensors)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(uncompiled(model))
     recorded_names = [*record.layers, *record.per_task]
     model = Opening(model, lambda name, _: any(is_below(each, [name]) for each in recorded_names if each != name)).model
     modules = dict(model.named_modules())
@@ -119,10 +125,17 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``metadata`` that was given to :func:`save`.
+    """The ``metadata`` that was given to :func:`save`, from the file alone.
+
+    Args:
+        path: a file written by :func:`save`.
+
+    Returns:
+        What JSON makes of it: lists for tuples, and names that are text. Empty if none was given.
 
     Raises:
         CheckpointError: if the file is damaged or foreign.
+        FileNotFoundError: if there is no such file.
     """
     return _read(path)[0].metadata
 
@@ -233,6 +246,10 @@ def _check_kinds(model: nn.Module, record: Record) -> None:
         kinds, recorded = PerTaskRecord.of(module).kinds, record.per_task[name].kinds
         if kinds != recorded:
             raise CheckpointError(f"{name}, field 'kinds': the file has {recorded}, the model {kinds}.")
+    forms = attention_of(model)
+    for name, form in record.attention.items():
+        if forms.get(name) != form:
+            raise CheckpointError(f"attention {name!r}: the file has {form}, the model {forms.get(name)}.")
 
 
 def _check_dtypes(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -179,7 +179,9 @@ def calibrate(
     with errors():
         file = out or cpu_cost.place()
         if file is None:
-            raise RunError("RSN2_CPU_COSTS is empty, so that no file would be read: give --out.")
+            raise RunError(
+                "RSN2_CPU_COSTS is empty, or there is no home directory, so that no file would be read: give --out."
+            )
         # Not after minutes of measuring.
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir() or not os.access(file.parent, os.W_OK):

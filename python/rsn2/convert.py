@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rsn2.nn import MultitaskConv1d, MultitaskConv2d, MultitaskConv3d, MultitaskLayer, MultitaskLinear, PerTask
 from rsn2.nn.layer import TaskError
-from rsn2.opening import Opening, is_below
+from rsn2.opening import Opening, check_no_hooks, is_below
 from rsn2.tasks import multitask_layers, tasks
 
 SHARED_FORMS: dict[
@@ -38,6 +38,9 @@ _NOT_YET = (
     nn.ConvTranspose3d,
     nn.TransformerDecoderLayer,
 )
+# Of these, the types above and those that are opened are known. A norm of another type would hold statistics of all
+# tasks, and the forward that an encoder inherits looks into its parts for what no multitask layer has.
+_NO_OTHERS = (nn.modules.batchnorm._NormBase, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[str] = ()) -> nn.Module:
@@ -52,48 +55,52 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
     subclasses, and what is already multitask stays as it is. An ``nn.Embedding`` stays what it is, shared by all tasks:
     freeze it (``requires_grad_(False)``), or name it in ``per_task``.
 
+    What walks over all modules then meets the norms of all tasks: ``torch.optim.swa_utils.update_bn`` would reset the
+    statistics of every task. It is for the network that :func:`rsn2.extract` returns.
+
     Args:
         model: the network; if it is itself one layer, use the return value.
-        exclude: names of modules to leave alone with all below them. Their parameters are shared by all tasks and
-            belong to none, so :func:`rsn2.parameters` does not return them.
-        per_task: names of modules of which every task gets its own dense copy (a head, say).
+        exclude: names of modules to leave alone with all below them, but for what is named in ``per_task``, under
+            whatever other names they have. Their parameters are shared by all tasks and belong to none, so
+            :func:`rsn2.parameters` does not return them.
+        per_task: names of modules of which every task gets its own dense copy (a head, say). What is frozen in them is
+            frozen in the copies.
 
     Returns:
         The converted network: ``model`` itself, unless it is one layer, or itself one of the modules named above.
 
     Raises:
-        ValueError: if a name is not in the network, a module has no multitask form (a transposed convolution, a decoder
-            layer, attention with ``add_bias_kv``, a norm of a subclass), or is more than its type says (frozen, with
-            hooks or a parametrization, or with a parameter that another module uses too); names the module.
+        ValueError: if a name is not in the network; if one in ``exclude`` is in ``per_task`` too, or inside of what is;
+            if a module has no multitask form (a transposed convolution, a decoder layer, attention with
+            ``add_bias_kv``, a norm, encoder or encoder layer of a subclass), or is more than its type says (frozen,
+            with hooks or a parametrization, or with a parameter that another module uses too); names the module.
         TaskError: if the network has tasks already, and something is left to convert. Nothing has changed then.
     """
-    names = dict(model.named_modules())
     _check_sequences(exclude=exclude, per_task=per_task)
-    left = {*exclude, *per_task}
     uses = _uses_of_parameters(model)
+    left, own = _chosen(model, exclude, per_task)
+    copied = {part for module in own for part in module.modules()}
 
     def wanted(name: str, module: nn.Module) -> bool:
-        if is_below(name, left):
+        inside = any(is_below(each, [name]) for each in per_task)
+        if module in copied or (module in left and not inside):
             return False
-        _check_openable(name, module, uses)
+        if isinstance(module, nn.MultiheadAttention):
+            _check_attention(name, module, uses)
         return True
 
     opening = Opening(model, wanted)
     try:
-        names |= dict(opening.model.named_modules())
-        for argument, given in (("exclude", exclude), ("per_task", per_task)):
-            for name in given:
-                if name not in names:
-                    raise ValueError(f"{argument}: no module is named {name!r}. There are {[n for n in names if n]}.")
-        copies, shared = _plan(opening.model, set(exclude), set(per_task))
+        _check_names(opening.model, exclude, per_task)
+        copies, shared = _plan(opening.model, *_chosen(opening.model, exclude, per_task))
         held = any(layer.slots for layer in multitask_layers(opening.model).values())
         if (copies or shared or opening.names) and held:
             what = [*opening.names, *copies, *shared]
             raise TaskError(f"model: it has the tasks {tasks(model)}; {what} can only be converted before.")
+        return apply_plan(opening.model, copies, shared)
     except BaseException:
         opening.undo()
         raise
-    return apply_plan(opening.model, copies, shared)
 
 
 def _check_sequences(**arguments: object) -> None:
@@ -102,62 +109,99 @@ def _check_sequences(**arguments: object) -> None:
             raise ValueError(f"{argument}: expected a sequence of names. Got the string {given!r}.")
 
 
-def _check_openable(name: str, module: nn.Module, uses: Counter[int]) -> None:
-    """Raise if taking the module apart would lose something that it has besides its parts."""
-    if isinstance(module, nn.MultiheadAttention):
-        _check_replaceable(name, module, uses)
-        if module.bias_k is not None or module.add_zero_attn:
-            raise ValueError(
-                f"{name}: attention with add_bias_kv or add_zero_attn has no multitask form; name it in exclude or "
-                "per_task."
-            )
-    elif module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        raise ValueError(f"{name}: it has hooks, which conversion would drop; add them behind it.")
+def _chosen(model: nn.Module, exclude: Sequence[str], per_task: Sequence[str]) -> tuple[set[nn.Module], set[nn.Module]]:
+    """The modules that stay as they are, and those that ``per_task`` names; of names that there are.
+
+    Modules rather than names, since one may have several. Those of ``per_task`` are not entered: where one is inside
+    of what is excluded, the more specific name is the one that counts.
+    """
+    names = dict(model.named_modules(remove_duplicate=False))
+    own = {names[name] for name in per_task if name in names}
+    entered = set(own)
+    left = {part for name in exclude if name in names for _, part in names[name].named_modules(entered)}
+    return left, own
 
 
-def _plan(model: nn.Module, exclude: set[str], per_task: set[str]) -> tuple[list[str], list[str]]:
+def _check_names(model: nn.Module, exclude: Sequence[str], per_task: Sequence[str]) -> None:
+    """Raise unless all are names of the network, and none that is excluded is to be copied."""
+    names = dict(model.named_modules(remove_duplicate=False))
+    for argument, given in (("exclude", exclude), ("per_task", per_task)):
+        for name in given:
+            if name not in names:
+                raise ValueError(f"{argument}: no module is named {name!r}. There are {[n for n in names if n]}.")
+    for whole in per_task:
+        parts = set(names[whole].modules())
+        for name in exclude:
+            if names[name] in parts:
+                raise ValueError(
+                    f"exclude: expected nothing of {whole!r}, of which each task gets a copy, since per_task names it. "
+                    f"Got {name!r}."
+                )
+
+
+def _plan(model: nn.Module, left: set[nn.Module], own: set[nn.Module]) -> tuple[list[str], list[str]]:
     """Names of the modules that become per-task copies, and of those that become multitask layers."""
     copies: list[str] = []
     shared: list[str] = []
-    stop = list(exclude)
+    stop: list[str] = []
     uses = _uses_of_parameters(model)
     for name, module in model.named_modules():
-        if is_below(name, stop):
+        if module in left or is_below(name, stop):
             continue
         if isinstance(module, PerTask | MultitaskLayer):
-            if name in per_task:
+            if module in own:
                 raise ValueError(f"per_task: {name!r} is a {type(module).__name__} already.")
             stop.append(name)
-        elif name in per_task or type(module) in _NORMS:
+        elif module in own or type(module) in _NORMS:
             _check_replaceable(name, module, uses)
             copies.append(name)
             stop.append(name)
         elif type(module) in SHARED_FORMS or is_parametrized(module):
             _check_replaceable(name, module, uses)
+            _check_trainable(name, module)
             shared.append(name)
-        elif type(module) in _NOT_YET or isinstance(module, nn.modules.batchnorm._NormBase):
+        elif type(module) in _NOT_YET or isinstance(module, _NO_OTHERS):
             raise ValueError(f"{name}: {type(module).__name__} has no multitask form; name it in exclude or per_task.")
     return copies, shared
 
 
+def _check_attention(name: str, module: nn.MultiheadAttention, uses: Counter[int]) -> None:
+    """Raise if attention cannot be taken apart into its projections."""
+    _check_replaceable(name, module, uses)
+    _check_trainable(name, module)
+    if module.bias_k is not None or module.add_zero_attn:
+        raise ValueError(
+            f"{name}: attention with add_bias_kv or add_zero_attn has no multitask form; name it in exclude or "
+            "per_task."
+        )
+
+
 def _check_replaceable(name: str, module: nn.Module, uses: Counter[int]) -> None:
     """Raise if a replacement would lose something that the module has besides its parameters."""
-    advice = "name it in exclude"
-    for part in module.modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            raise ValueError(f"{name}: it has hooks, which conversion would drop; add them behind it, or {advice}.")
-        if is_parametrized(part):
-            raise ValueError(f"{name}: it is parametrized, which conversion would drop; {advice}.")
-    for parameter in module.parameters():
-        if uses[id(parameter)] > 1:
-            raise ValueError(f"{name}: a parameter of it is used by another module too; {advice}.")
-        if not parameter.requires_grad:
-            raise ValueError(f"{name}: it is frozen (requires_grad is False), and tasks would train it; {advice}.")
+    if any(is_parametrized(part) for part in module.modules()):
+        raise ValueError(f"{name}: it is parametrized, which conversion would drop; name it in exclude.")
+    if any(uses[id(parameter)] > 1 for parameter in module.parameters()):
+        raise ValueError(f"{name}: a parameter of it is used by another module too; name it in exclude.")
+
+
+def _check_trainable(name: str, module: nn.Module) -> None:
+    """Raise if the module is frozen, which a layer of many tasks cannot be."""
+    if not all(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(
+            f"{name}: it is frozen (requires_grad is False), and tasks would train it; name it in exclude or per_task."
+        )
 
 
 def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -> nn.Module:
-    """Replace the modules named in ``copies`` by per-task copies, those in ``shared`` by multitask layers."""
+    """Replace the modules named in ``copies`` by per-task copies, those in ``shared`` by multitask layers.
+
+    Raises:
+        ValueError: if one of them has hooks; nothing has changed then.
+    """
     modules = dict(model.named_modules())
+    copies, shared = list(copies), list(shared)
+    for name in (*copies, *shared):
+        check_no_hooks(name, modules[name].modules())
     made: dict[int, nn.Module] = {id(modules[name]): PerTask(template=modules[name]) for name in copies}
     made |= {id(modules[name]): SHARED_FORMS[type(modules[name])].from_dense(modules[name]) for name in shared}
     if id(model) in made:

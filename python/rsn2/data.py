@@ -1,6 +1,7 @@
 """Batches: what can be one, where they must be, and how tensors become them."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ _DATA = "(x, target) tensors or an iterable of such pairs"
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of a network's first parameter or buffer; the CPU if it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
@@ -120,7 +121,8 @@ def batches_of(
     Args:
         data: the samples.
         batch_size: samples per batch, at least 1; an iterable brings its own.
-        shuffle_seed: of the order of two tensors.
+        shuffle_seed: of the order of two tensors. Where they are shuffled, for training, a single sample that is left
+            over joins the batch before it: batch norm has no use for one alone.
         name: the argument of the caller that errors are about.
 
     Raises:
@@ -135,11 +137,23 @@ def batches_of(
     if pair is None:
         return (checked_batch(batch, name) for batch in data)
     x, target = pair
+    whole, rest = divmod(x.shape[0], batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
     if shuffle_seed is not None:
+        if whole and rest == 1:
+            sizes[-2:] = [batch_size + 1]
         generator = torch.Generator().manual_seed(shuffle_seed)
         order = torch.randperm(x.shape[0], generator=generator, device="cpu").to(x.device)
         x, target = x[order], target[order]
-    return zip(x.split(batch_size), target.split(batch_size), strict=True)
+    return zip(x.split(sizes), target.split(sizes), strict=True)
+
+
+def generators_of(data: Data | None) -> list[torch.Generator]:
+    """Generators of its own that a DataLoader, or its sampler, draws from."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    owners = (data, getattr(data, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return [each for each in found if isinstance(each, torch.Generator)]
 
 
 def as_tensor_pair(data: object) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rsn2.arguments import check_int
 from rsn2.data import Data, Loss, batches_of, device_of, first_tensor, to_device
-from rsn2.tasks import names_of, shared_norms, use_task, use_tasks
+from rsn2.nn.hold import mode_of, set_mode
+from rsn2.tasks import names_of, use_task, use_tasks
 
 Metric = Callable[[Tensor, Tensor], float]
 
@@ -82,10 +83,9 @@ def predict_together(model: nn.Module, inputs: Mapping[str, Tensor], batch_size:
     empty = [task for task, x in inputs.items() if x.dim() == 0 or x.shape[0] == 0]
     if not inputs or empty:
         raise ValueError(f"inputs: expected samples of at least one task. Got none{f' of {empty}' if empty else ''}.")
-    device = device_of(model)
     outputs: dict[str, list[Tensor]] = {task: [] for task in inputs}
     for start in range(0, max(len(x) for x in inputs.values()), batch_size):
-        batch = {task: x[start : start + batch_size].to(device) for task, x in inputs.items() if len(x) > start}
+        batch = {task: x[start : start + batch_size] for task, x in inputs.items() if len(x) > start}
         for task, output in _together(model, batch).items():
             outputs[task].append(output)
     return {task: torch.cat(parts) for task, parts in outputs.items()}
@@ -94,11 +94,12 @@ def predict_together(model: nn.Module, inputs: Mapping[str, Tensor], batch_size:
 def _together(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The outputs of one forward pass, by task."""
     counts = {task: len(x) for task, x in batch.items()}
-    alike = len({(x.shape[1:], x.dtype) for x in batch.values()}) == 1
-    samples = torch.cat(list(batch.values())) if alike else batch
     tasks = [task for task, count in counts.items() for _ in range(count)]
     with use_tasks(model, tasks), mode(model, training=False), torch.no_grad():
-        output = model(samples)
+        device = device_of(model)
+        batch = {task: x.to(device) for task, x in batch.items()}
+        alike = len({(x.shape[1:], x.dtype) for x in batch.values()}) == 1
+        output = model(torch.cat(list(batch.values())) if alike else batch)
     if isinstance(output, Mapping) and output.keys() == batch.keys():
         return dict(output)
     if not isinstance(output, Tensor):
@@ -107,8 +108,8 @@ def _together(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _outputs(model: nn.Module, task: str, x: Tensor, batch_size: int) -> Tensor:
-    device = device_of(model)
     with use_task(model, task), mode(model, training=False), torch.no_grad():
+        device = device_of(model)
         return torch.cat([model(part.to(device)) for part in torch.split(x, batch_size)])
 
 
@@ -154,10 +155,10 @@ def mean_over(
     name: str,
 ) -> dict[str, float]:
     """`evaluate` for an argument that the caller calls ``name``."""
-    device = device_of(model)
     total, samples = 0.0, 0
     outputs, targets = [], []
     with use_task(model, task), mode(model, training=False), torch.no_grad():
+        device = device_of(model)
         for batch in batches_of(data, batch_size, name=name):
             x, target = to_device(batch, device)
             output = model(x)
@@ -199,14 +200,12 @@ def samples_of(x: Any) -> int:
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode inside; behind, each module in its own mode of before. To be entered inside `use_task`.
 
-    Norms that all tasks share stay in eval mode: training one task must not move their statistics.
+    What a module makes of ``train()`` is up to it: a frozen part may stay in eval mode.
     """
-    before = {module: module.training for module in model.modules()}
-    shared = set(shared_norms(model))
+    before = {module: mode_of(module) for module in model.modules()}
     try:
-        for module in before:
-            module.training = training and module not in shared
+        model.train(training)
         yield
     finally:
         for module, was_training in before.items():
-            module.training = was_training
+            set_mode(module, was_training)

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter, signature
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from rsn2.nn import (
     MultitaskTransformerEncoder,
     MultitaskTransformerEncoderLayer,
 )
+from rsn2.opening import has_hooks, uncompiled
 from rsn2.tasks import check_allocated, multitask_layers, per_task_modules
 
 # What maps every number on its own, so that a unit behind it is still the unit before it.
@@ -30,6 +32,8 @@ _FUNCTIONS = (
 )
 _METHODS = ("relu", "tanh", "sigmoid")
 
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
 
 def extract(model: nn.Module, task: str) -> nn.Module:
     """A copy of the network that answers as one task, and holds nothing of the others.
@@ -37,10 +41,14 @@ def extract(model: nn.Module, task: str) -> nn.Module:
     Hidden units that are of no use to the task are gone, exactly: those that none of its weights leaves, and those that
     none enters, which are constant and part of the next layer's bias instead. That is done between two
     :class:`MultitaskLinear` layers with nothing but activations and dropout between them, in a network whose forward
-    ``torch.fx`` can trace; other networks keep their units.
+    ``torch.fx`` can trace and has no optional arguments, on which it may branch; other networks keep their units.
+
+    To keep it, use ``torch.export`` (run it once before, if it was moved to another device) or ``torch.save`` of the
+    module: a file of :func:`rsn2.save` is loaded into an architecture, and there is none with the sizes that are left.
 
     Args:
-        model: a network in which ``task`` is allocated. It stays as it is, and shares no memory with the copy.
+        model: a network in which ``task`` is allocated. It stays as it is, and shares no memory with the copy. Of one
+            that ``torch.compile`` wraps, the copy is not compiled.
         task: the one to take out.
 
     Returns:
@@ -51,6 +59,7 @@ def extract(model: nn.Module, task: str) -> nn.Module:
     Raises:
         TaskError: if nothing is allocated to the task.
     """
+    model = uncompiled(model)
     check_allocated(model, task)
     memo: dict[int, object] = {id(layer): layer.alone(task) for layer in multitask_layers(model).values()}
     for module in per_task_modules(model).values():
@@ -192,9 +201,11 @@ def _keep_units(used: Tensor, weight: _Weight, readers: list[_Weight]) -> None:
 
 def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
     """Linear layer -> the linear layers that read its units, in order, if nothing else does."""
-    tracer = _Tracer()
+    arguments = signature(type(model).forward).parameters.values()
+    if any(each.default is not Parameter.empty or each.kind in _VARIADIC for each in arguments):
+        return {}  # whether one is given decides what runs, and a tracer gives all of them
     try:
-        graph = tracer.trace(model)
+        graph = _Tracer().trace(copy.deepcopy(model))  # a copy, since forward may keep what it has seen
     except Exception:  # whatever a forward does with what is no tensor
         return {}
     modules = dict(model.named_modules())
@@ -207,7 +218,7 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         return (
             node.op == "call_module"
             and type(modules[name]) is MultitaskLinear
-            and not _has_hooks(modules[name])
+            and not has_hooks(modules[name])
             and bool(modules[name].slots)
             and calls[id(modules[name])] == 1
             and len(node.args) == 1
@@ -221,31 +232,38 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         rest, options = node.args[1:], node.kwargs
         if node.op == "call_module":
             module: nn.Module = modules[str(node.target)]
-            return module if type(module) in _MODULES and not _has_hooks(module) else None
+            return module if type(module) in _MODULES and not has_hooks(module) else None
         if node.op == "call_function" and node.target in _FUNCTIONS:
             return lambda units: node.target(units, *rest, **options)  # type: ignore[operator]
         if node.op == "call_method" and node.target in _METHODS:
             return lambda units: getattr(units, str(node.target))(*rest, **options)
         return None
 
-    def readers(node: fx.Node, mapped: tuple[Callable[[Tensor], Tensor], ...] = ()) -> list[_Reader] | None:
+    def in_place(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(modules[str(node.target)], "inplace", False))
+        return node.kwargs.get("inplace", False) is not False or any(each is True for each in node.args)
+
+    def readers(
+        node: fx.Node, mapped: tuple[Callable[[Tensor], Tensor], ...] = (), alone: bool = True
+    ) -> list[_Reader] | None:
+        """``alone``: nothing has read the units, under whatever name, but the functions in ``mapped``."""
         found: list[_Reader] = []
+        alone = alone and len(node.users) == 1
         for user in node.users:
             if linear(user):
                 found.append(_Reader(str(user.target), mapped))
                 continue
             function = mapping(user)
-            behind = None if function is None else readers(user, (*mapped, function))
+            if in_place(user) and not alone:
+                return None  # the others may read what it has written
+            behind = None if function is None else readers(user, (*mapped, function), alone)
             if behind is None:
                 return None
             found += behind
         return found
 
     return {str(node.target): found for node in graph.nodes if linear(node) and (found := readers(node))}
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

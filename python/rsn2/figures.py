@@ -1,5 +1,6 @@
 """Figures, panels and axes that can be read."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from rsn2 import extras
 
 PANELS_PER_ROW = 4
 _DPI = 120
+# Of a caption, so that none is wider than its figure.
+_LETTERS_PER_INCH = 11
 _MARKERS = "osD^vP*X"
 
 
@@ -26,6 +29,12 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def caption(figure: Any, words: str) -> None:
+    """Words above all panels, in lines that are no wider than the figure."""
+    width = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in words.splitlines()), fontsize=11)
+
+
 def labels_left(panels: Sequence[Any], label: str) -> None:
     """Name the y axis of the first panel of each row."""
     for axes in panels:
@@ -41,14 +50,27 @@ def plain_ticks(axis: Any, places: Sequence[float]) -> None:
     axis.set_minor_locator(tickers.NullLocator())
 
 
-def ticks_between(axes: Any) -> None:
-    """Numbers that can be read on a logarithmic y axis, however short it is."""
+def same_limits(panels: Sequence[Any]) -> None:
+    """The same y axis for all of these panels."""
+    lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(lows), max(highs))
+
+
+def ticks_between(axes: Any, of: str = "y") -> None:
+    """Numbers that can be read on a logarithmic axis, however short it is."""
     tickers: Any = extras.load("matplotlib.ticker")
-    low, high = axes.get_ylim()
-    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if high < 5 * low else (1, 2, 5) if high < 1e3 * low else (1,)
-    axes.yaxis.set_major_locator(tickers.LogLocator(subs=subs, numticks=20))
-    axes.yaxis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(tickers.NullFormatter())
+    axis = axes.yaxis if of == "y" else axes.xaxis
+    low, high = axis.get_view_interval()
+    if high < 3 * low:
+        locator = tickers.MaxNLocator(6)
+    else:
+        dense, fewer = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7)
+        subs = dense if high < 8 * low else fewer if high < 40 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+        locator = tickers.LogLocator(subs=subs, numticks=20)
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(tickers.StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(tickers.NullFormatter())
     axes.grid(alpha=0.3)
 
 

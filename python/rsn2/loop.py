@@ -1,13 +1,15 @@
 """The epochs of a fit: batches of one task or several, one optimizer, early stopping, and a file to go on from.
 
 An interrupted and resumed run ends in the same bits as an uninterrupted one. Each random draw of an epoch (shuffling,
-dropout, the order of a DataLoader) comes from generators seeded with (seed, epoch), and whether to stop follows from
-the losses so far; so the resume file holds tensors, optimizer scalars and losses, and no other state.
+dropout, the order of a DataLoader) comes from generators seeded with (seed, epoch), buffers that all tasks share are at
+the beginning of each what they were at that of the first, and whether to stop follows from the losses so far; so the
+resume file holds tensors, optimizer scalars and losses, and no other state.
 """
 
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from rsn2.data import Data, Loss, batches_of, device_of, to_device
+from rsn2.data import Data, Loss, batches_of, device_of, generators_of, to_device
 from rsn2.evaluation import mean_over, mode, samples_of, scalar
 from rsn2.resume import FitState, ResumeFile, copy_into
+from rsn2.tasks import shared_buffers
 
 
 class TrainingError(RuntimeError):
@@ -102,8 +105,10 @@ class Loop:
         start = time.perf_counter()
         number = state.epoch + 1
         epoch_seed = _epoch_seed(self.seed, number)
-        with _seeded(epoch_seed, device_of(self.model)):
-            train_loss = self._train(state.optimizer, number, epoch_seed)
+        data = [data for lesson in self.lessons.values() for data in (lesson.train, lesson.val)]
+        with _seeded(epoch_seed, device_of(self.model), data):
+            with _shared_buffers_stay(self.model):
+                train_loss = self._train(state.optimizer, number, epoch_seed)
             val_loss = {}
             for task, lesson in self.lessons.items():
                 if lesson.val is not None:
@@ -199,16 +204,38 @@ def _only_trained(model: nn.Module, state: FitState) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _shared_buffers_stay(model: nn.Module) -> Iterator[None]:
+    """Put buffers that all tasks share back behind the block, and say so if training moved one."""
+    before = {name: buffer.clone() for name, buffer in shared_buffers(model).items()}
+    try:
+        yield
+    finally:
+        now = {name: model.get_buffer(name) for name in before}
+        moved = [name for name in now if not torch.allclose(now[name], before[name], 0.0, 0.0, equal_nan=True)]
+        copy_into({name: now[name] for name in moved}, before)
+    if moved:
+        warnings.warn(
+            f"fit put {moved} back, which training moved and all tasks share: name their modules in "
+            "convert(..., per_task=[...]), so that each task has its own.",
+            stacklevel=1,
+        )
+
+
 def _epoch_seed(seed: int, epoch: int) -> int:
     """63 bits that depend on both numbers; seed + epoch would give seed 1 the epochs of seed 0."""
     return int.from_bytes(hashlib.sha256(f"{seed}, {epoch}".encode()).digest()[:8], "little") >> 1
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators of the CPU and of ``device`` inside; behind, they go on as before."""
+def _seeded(seed: int, device: torch.device, data: Sequence[Data | None]) -> Iterator[None]:
+    """Seed the generators of the CPU, of ``device`` and of ``data`` inside; behind, they go on as before."""
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if on_gpu else []))
+        for generator in {generator for each in data for generator in generators_of(each)}:
+            stack.callback(generator.set_state, generator.get_state())
+            generator.manual_seed(seed)
         torch.default_generator.manual_seed(seed)
         if on_gpu:
             with torch.cuda.device(device):

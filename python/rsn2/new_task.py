@@ -23,7 +23,10 @@ def check_new(model: nn.Module, task: str, own: Mapping[str, MultitaskLayer]) ->
             raise TaskError(f"task {task!r} cannot be added: layer {name!r} is finalized, its free weights are gone.")
     for name, module in per_task_modules(model).items():
         if task not in module.tasks and module.template is None:
-            raise TaskError(f"task {task!r} has no module in {name!r}, which has no template to copy.")
+            raise TaskError(
+                f"task {task!r} has no module in {name!r}, which has no template to copy: give it one with "
+                f"add_task({task!r}, module)."
+            )
 
 
 def add_copies(model: nn.Module, task: str, undo: ExitStack) -> None:

@@ -1,6 +1,6 @@
 """Modules of several layers, taken apart so that `convert` can replace each layer, and put back if it cannot."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
@@ -24,7 +24,11 @@ class Opening:
     """
 
     def __init__(self, model: nn.Module, wanted: Callable[[str, nn.Module], bool]):
-        """Open the modules of `OPENED` that are ``wanted(name, module)``, from the outside in."""
+        """Open the modules of `OPENED` that are ``wanted(name, module)``, from the outside in.
+
+        Raises:
+            ValueError: if one of them has hooks; every module is back in its place then.
+        """
         self.model = model
         self.names: list[str] = []
         self._before: list[tuple[nn.Module, str, nn.Module]] = []
@@ -47,6 +51,8 @@ class Opening:
             return made[id(module)]
         result = module
         if type(module) in OPENED and wanted(name, module):
+            # Encoders keep their parts, attention none.
+            check_no_hooks(name, module.modules() if isinstance(module, nn.MultiheadAttention) else [module])
             result = OPENED[type(module)](module)
             self.names.append(name)
         made[id(module)] = result
@@ -59,6 +65,29 @@ class Opening:
                 self._before.append((result, key, child))
                 result._modules[key] = replacement
         return result
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called when the module runs, forward or backward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def check_no_hooks(name: str, modules: Iterable[nn.Module]) -> None:
+    """Raise if one of the modules that are to be replaced, under this name, has hooks, which would not run then.
+
+    Raises:
+        ValueError: names the module.
+    """
+    if any(has_hooks(module) for module in modules):
+        raise ValueError(f"{name}: it has hooks, which its replacement would not have; add them afterwards.")
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The network that ``torch.compile`` wraps, in which every name is another, or else the network itself."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 def is_below(name: str, above: Collection[str]) -> bool:

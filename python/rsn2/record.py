@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from torch import nn
+
 from rsn2.convert import SHARED_FORMS
-from rsn2.nn import MultitaskLayer, PerTask
+from rsn2.nn import MultitaskLayer, MultitaskMultiheadAttention, MultitaskTransformerEncoderLayer, PerTask
 from rsn2.nn.names import SUM_TOLERANCE, check_task_name
 from rsn2.sealed import CheckpointError, checked_fields
 
@@ -105,12 +107,29 @@ class PerTaskRecord:
         return {"tasks": list(self.kinds), "has_template": self.template}
 
 
+def attention_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Attention and encoder layers, torch's or multitask, by name: what decides their results besides tensors."""
+    forms = {
+        nn.MultiheadAttention: ("num_heads", "batch_first"),
+        MultitaskMultiheadAttention: ("num_heads", "batch_first"),
+        nn.TransformerEncoderLayer: ("norm_first",),
+        MultitaskTransformerEncoderLayer: ("norm_first",),
+    }
+    return {
+        name: {field: getattr(module, field) for field in fields}
+        for name, module in model.named_modules()
+        for kind, fields in forms.items()
+        if isinstance(module, kind)
+    }
+
+
 @dataclass(frozen=True)
 class Record:
     """All of a checkpoint but the tensors themselves."""
 
     layers: dict[str, LayerRecord]
     per_task: dict[str, PerTaskRecord]
+    attention: dict[str, dict[str, Any]]
     metadata: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -127,13 +146,15 @@ class Record:
         version = content.get("version") if isinstance(content, dict) else None
         if not _is_int(version) or version != VERSION:
             raise CheckpointError(f"record, field 'version': expected {VERSION}. Got {version!r}.")
-        fields = checked_fields("record", content, ("version", *cls.__dataclass_fields__))
+        # Not every file of this version says what its attention is.
+        fields = checked_fields("record", {"attention": {}, **content}, ("version", *cls.__dataclass_fields__))
         for field in cls.__dataclass_fields__:
             _check(isinstance(fields[field], dict), "record", field, "a table", fields[field])
         _check(bool(fields["layers"]), "record", "layers", "at least one layer", fields["layers"])
         return cls(
             {name: LayerRecord.from_json(name, layer) for name, layer in fields["layers"].items()},
             {name: PerTaskRecord.from_json(name, module) for name, module in fields["per_task"].items()},
+            fields["attention"],
             fields["metadata"],
         )
 

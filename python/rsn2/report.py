@@ -84,8 +84,8 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of the whole finished network over the positions of its multitask layers."""
-        return 8 * self.nbytes / self.positions
+        """Bits of the whole finished network over the positions of its multitask layers; 0 if it has none."""
+        return 8 * self.nbytes / self.positions if self.positions else 0.0
 
     def __str__(self) -> str:
         table = Table(title="weights owned, and bits per weight position")

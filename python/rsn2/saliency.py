@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsn2.data import Loss, checked_batch, device_of, to_device
 from rsn2.nn.layer import Candidates, MultitaskLayer
-from rsn2.tasks import activated, per_task_modules
+from rsn2.tasks import activated, per_task_modules, shared_buffers
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
 Batches = Iterable[tuple[Any, Any]]
@@ -165,13 +165,17 @@ def _leaf(layer: MultitaskLayer, start: Start, scaled: bool) -> Tensor:
 
 @contextmanager
 def _without_traces(model: nn.Module, task: str) -> Iterator[None]:
-    """Put the running statistics of the task's own modules, and the random state, back behind the block."""
-    buffers = [buffer for module in per_task_modules(model).values() for buffer in module.of(task).buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    """Put buffers that all tasks share, those of the task's own modules, and the random state back behind the block."""
+    # By name, since a module may put another tensor into the place of a buffer.
+    places = [(model, name) for name in shared_buffers(model)]
+    for module in per_task_modules(model).values():
+        places += [(module.of(task), name) for name, _ in module.of(task).named_buffers()]
+    before = [owner.get_buffer(name).clone() for owner, name in places]
     device = device_of(model)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+        for (owner, name), value in zip(places, before, strict=True):
+            with torch.no_grad():
+                owner.get_buffer(name).copy_(value)

@@ -52,8 +52,11 @@ def write_sealed(path: Path, key: str, record: Mapping[str, Any], tensors: Mappi
     """Write ``record`` (JSON, without the name "tensors") and ``tensors``, atomically, under the metadata key ``key``.
 
     Raises:
+        FileNotFoundError: if there is no folder of the path.
         TypeError: if ``record`` is not JSON.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {str(path.parent)!r}.")
     # A copy of its own for each tensor, since a file cannot hold two names for one storage.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     listed = {name: asdict(TensorRecord.of(tensor)) for name, tensor in own.items()}

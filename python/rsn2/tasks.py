@@ -1,47 +1,55 @@
 """Which tasks a network holds, which one runs or which for each sample, and which parameters are one task's own."""
 
-import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from rsn2.nn.hold import STRUCTURE, held, kept_in_eval
 from rsn2.nn.layer import MultitaskLayer, TaskError
 from rsn2.nn.mixture import Mixture
 from rsn2.nn.per_task import PerTask
-
-# The active task is a state of the modules, so one thread runs a module at a time: module -> thread. A thread takes all
-# that it wants at once or waits, so that two that want overlapping networks cannot wait for each other.
-_HOLDERS: dict[nn.Module, int] = {}
-_FREED = threading.Condition()
+from rsn2.opening import uncompiled
 
 
 class _Parts(NamedTuple):
-    """What of a network has to do with tasks, by name, in order of registration."""
+    """What of a network has to do with tasks, by name, in order of registration.
+
+    Attributes:
+        layers, copies: multitask layers and per-task modules.
+        shared_state: modules with buffers and without submodules that belong to no task: what training may move there,
+            such as running statistics, all tasks answer with.
+    """
 
     layers: dict[str, MultitaskLayer]
     copies: dict[str, PerTask]
-    shared_norms: list[nn.Module]
+    shared_state: list[nn.Module]
 
     def all(self) -> list[MultitaskLayer | PerTask]:
         """Layers and per-task modules."""
         return [*self.layers.values(), *self.copies.values()]
 
+    def held(self) -> list[nn.Module]:
+        """What one runner has at a time."""
+        return [*self.all(), *self.shared_state]
+
 
 def _parts_of(model: nn.Module) -> _Parts:
     """One walk over the network: it is most of what `use_task` costs, and that runs for every request served."""
+    model = uncompiled(model)
     parts = _Parts({}, {}, [])
-    norms: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, MultitaskLayer):
-            parts.layers[name] = module
-        elif isinstance(module, PerTask):
-            parts.copies[name] = module
-        elif isinstance(module, nn.modules.batchnorm._NormBase):
-            norms[name] = module
+    stateful: dict[str, nn.Module] = {}
+    with STRUCTURE:
+        for name, module in model.named_modules():
+            if isinstance(module, MultitaskLayer):
+                parts.layers[name] = module
+            elif isinstance(module, PerTask):
+                parts.copies[name] = module
+            elif module._buffers and not module._modules:
+                stateful[name] = module
     inside = tuple(f"{name}." if name else "" for name in parts.copies)
-    parts.shared_norms.extend(norm for name, norm in norms.items() if not name.startswith(inside))
+    parts.shared_state.extend(module for name, module in stateful.items() if not name.startswith(inside))
     return parts
 
 
@@ -55,17 +63,13 @@ def per_task_modules(model: nn.Module) -> dict[str, PerTask]:
     return _parts_of(model).copies
 
 
-def shared_norms(model: nn.Module) -> list[nn.Module]:
-    """Norms with running statistics that belong to no task, since they were left out of `convert`."""
-    return _parts_of(model).shared_norms
-
-
 def tasks(model: nn.Module) -> list[str]:
     """Tasks with an allocation in the network: layer by layer, and in each in order of allocation."""
-    layers = multitask_layers(model)
-    if not layers:
-        return list(dict.fromkeys(task for module in per_task_modules(model).values() for task in module.tasks))
-    return list(dict.fromkeys(task for layer in layers.values() for task in layer.slots))
+    parts = _parts_of(model)
+    with STRUCTURE:
+        if not parts.layers:
+            return list(dict.fromkeys(task for module in parts.copies.values() for task in module.tasks))
+        return list(dict.fromkeys(task for layer in parts.layers.values() for task in layer.slots))
 
 
 def slots_of(model: nn.Module, task: str | Sequence[str]) -> list[tuple[str, MultitaskLayer, int]]:
@@ -95,11 +99,17 @@ def check_allocated(model: nn.Module, task: str) -> None:
 
     Raises:
         TaskError: if the network was not converted, or the task has nothing allocated; says what to call.
+        TypeError: if ``task`` is no name.
     """
     _check_allocated(model, _parts_of(model), task)
 
 
 def _check_allocated(model: nn.Module, parts: _Parts, task: str) -> None:
+    if not isinstance(task, str):
+        raise TypeError(
+            f"task: expected the name of one task. Got {task!r}. For several there are rsn2.fit_together, "
+            "rsn2.use_tasks, rsn2.predict and rsn2.predict_together."
+        )
     if not parts.all():
         check_converted(model)
     missing = [] if any(task in layer.slots for layer in parts.layers.values()) else list(parts.layers)
@@ -115,12 +125,20 @@ def _check_allocated(model: nn.Module, parts: _Parts, task: str) -> None:
 def use_task(model: nn.Module, task: str) -> Iterator[None]:
     """Run the network as ``task`` inside the block; what was active before is active again behind it.
 
-    Norms whose running statistics all tasks share (they were left out of `convert`) are in eval mode inside, since one
-    task must not move them for the others. Another thread that wants the network, or any part of it, waits until the
-    block is left; to run tasks side by side, give each thread a copy.
+    Modules whose buffers all tasks share (norms that were left out of `convert`, parametrizations such as spectral
+    norm; each that has buffers and no submodules) are in eval mode inside, whoever calls ``model.train()`` there, since
+    one task must not move them for the others. Behind the block they are in the mode last asked for.
+
+    Another thread that wants the network, or any part of it, waits until the block is left; to run tasks side by side,
+    give each thread a copy.
+
+    A backward pass that runs parts of the network again (``torch.utils.checkpoint``) runs them as the task that is
+    active then: call it inside the block of its forward pass.
 
     Raises:
         TaskError: if the task has nothing allocated.
+        TypeError: if ``task`` is no name.
+        RuntimeError: if another coroutine of this thread is in such a block, which it cannot leave meanwhile.
     """
     parts = _parts_of(model)
     _check_allocated(model, parts, task)
@@ -146,6 +164,7 @@ def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]
             which samples do not come first.
         TypeError: if ``task_of_sample`` is no sequence of names; inside, if a layer other than a PerTask gets a dict.
         ValueError: if it is empty; inside, if a batch is of another size.
+        RuntimeError: as :func:`use_task`.
     """
     if isinstance(task_of_sample, str) or not isinstance(task_of_sample, Sequence):
         raise TypeError(f"task_of_sample: expected a sequence of names. Got {type(task_of_sample).__name__}.")
@@ -158,11 +177,12 @@ def use_tasks(model: nn.Module, task_of_sample: Sequence[str]) -> Iterator[None]
     parts = _parts_of(model)
     for task in mixture.tasks:
         _check_allocated(model, parts, task)
-    for name, module in model.named_modules():
-        if getattr(module, "batch_first", True) is False:
-            raise TaskError(
-                f"{name or 'model'}: expected batch_first=True, as samples come first where each has a task."
-            )
+    with STRUCTURE:
+        for name, module in model.named_modules():
+            if getattr(module, "batch_first", True) is False:
+                raise TaskError(
+                    f"{name or 'model'}: expected batch_first=True, as samples come first where each has a task."
+                )
     with _activated(parts, mixture):
         yield
 
@@ -172,12 +192,16 @@ def activated(model: nn.Module, task: str) -> AbstractContextManager[None]:
     return _activated(_parts_of(model), task)
 
 
+def alone_with(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep others from running or changing the network inside; first wait until nobody does."""
+    return held(_parts_of(model).held())
+
+
 @contextmanager
 def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
-    parts, norms = found.all(), found.shared_norms
-    with _held([*parts, *norms]):
+    parts = found.all()
+    with held(found.held()), kept_in_eval(found.shared_state):
         before = [part.active for part in parts]
-        training = [norm.training for norm in norms]
         try:
             for part in parts:
                 part.active = active
@@ -187,32 +211,10 @@ def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
                     for slot in part.densities:
                         if isinstance(active, Mixture) or part.slots.get(active) == slot:
                             part.pattern(slot)
-            for norm in norms:
-                norm.training = False
             yield
         finally:
             for part, previous in zip(parts, before, strict=True):
                 part.active = previous
-            for norm, mode in zip(norms, training, strict=True):
-                norm.training = mode
-
-
-@contextmanager
-def _held(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Keep other threads from these modules inside; first wait until none of them has one."""
-    me = threading.get_ident()
-    taken: list[nn.Module] = []
-    try:
-        with _FREED:
-            _FREED.wait_for(lambda: all(_HOLDERS.get(module, me) == me for module in modules))
-            taken.extend(module for module in modules if module not in _HOLDERS)
-            _HOLDERS.update(dict.fromkeys(taken, me))
-        yield
-    finally:
-        with _FREED:
-            for module in taken:
-                _HOLDERS.pop(module, None)
-            _FREED.notify_all()
 
 
 def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter]:
@@ -238,6 +240,27 @@ def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter
         for name in names:
             own.extend(module.of(name).parameters())
     return list(dict.fromkeys(own))
+
+
+def named_parameters(model: nn.Module, task: str | Sequence[str]) -> dict[str, nn.Parameter]:
+    """The same as :func:`parameters`, by their names in the network: for options of some of them.
+
+    Packed values have one dimension, like biases, so the name tells what is what: values of a slot are called
+    ``<layer>.values.<slot>``, its bias ``<layer>.biases.<slot>``, and parameters of a task's own modules
+    ``<module>.by_task.task_<task>.<name>``. Without weight decay for biases, for instance::
+
+        named = rsn2.named_parameters(model, "digits")
+        groups = [
+            {"params": [each for name, each in named.items() if "bias" not in name]},
+            {"params": [each for name, each in named.items() if "bias" in name], "weight_decay": 0.0},
+        ]
+        rsn2.fit(model, "digits", train, loss=loss, epochs=20, optimizer=torch.optim.AdamW(groups, weight_decay=0.1))
+
+    Raises:
+        TaskError: if a task has nothing allocated.
+    """
+    names = {id(parameter): name for name, parameter in uncompiled(model).named_parameters()}
+    return {names[id(parameter)]: parameter for parameter in parameters(model, task)}
 
 
 def frozen_slots(model: nn.Module, task: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -288,6 +311,7 @@ def _of_slot(layer: MultitaskLayer, slot: int) -> list[nn.Parameter]:
 
 
 def _named(model: nn.Module, ids: set[int]) -> dict[str, Tensor]:
+    model = uncompiled(model)
     named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in named if id(tensor) in ids}
 
@@ -297,12 +321,19 @@ def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     owned = {id(parameter) for part in _parts_of(model).all() for parameter in part.parameters()}
     return {
         name: parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in uncompiled(model).named_parameters()
         if id(parameter) not in owned and parameter.requires_grad
     }
 
 
+def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to no task, by name: those of modules that are neither multitask layers nor per task."""
+    owned = {id(buffer) for part in _parts_of(model).all() for buffer in part.buffers()}
+    return {name: buffer for name, buffer in uncompiled(model).named_buffers() if id(buffer) not in owned}
+
+
 def finalize(model: nn.Module) -> None:
     """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
-    for part in _parts_of(model).all():
-        part.finalize()
+    with alone_with(model):
+        for part in _parts_of(model).all():
+            part.finalize()

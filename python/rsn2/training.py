@@ -16,7 +16,7 @@ from rsn2.data import Data, Loss, check_data
 from rsn2.evaluation import Metric, evaluate, predict
 from rsn2.loop import Lesson, Loop, TrainingError, best_epoch
 from rsn2.resume import FitState, ResumeFile, data_identity, identity, scheduler_identity
-from rsn2.tasks import frozen_slots, shared_parameters, trained_tensors, use_task
+from rsn2.tasks import check_allocated, frozen_slots, shared_parameters, trained_tensors, use_task
 
 __all__ = ["History", "Loss", "Metric", "TrainingError", "evaluate", "fit", "fit_together", "predict"]
 
@@ -64,7 +64,8 @@ def fit(
     """Train the parameters of one task, and nothing else.
 
     The network runs in train mode inside; behind, every module is in the mode it was in. Parameters and
-    normalisation statistics that all tasks share stay as they are. A fit that ends with an error, or by
+    statistics that all tasks share stay as they are: should training move a buffer among them even so, each epoch puts
+    it back, and a warning names it. A fit that ends with an error, or by
     KeyboardInterrupt, leaves the best epoch so far behind, as ``restore_best`` would have at its end; without a best
     epoch, what the last step made.
 
@@ -76,18 +77,22 @@ def fit(
         loss: ``loss(model(x), target) -> scalar``, the mean over the batch.
         epochs: at most; those in the resume file count.
         optimizer: a function from the list of parameters to an optimizer (a class of torch.optim will do), an
-            optimizer over exactly ``rsn2.parameters(model, task)``, or None for Adam with ``lr``.
+            optimizer over exactly ``rsn2.parameters(model, task)``, with or without those that do not require a
+            gradient, or None for Adam with ``lr``.
         lr: of that Adam; not used otherwise.
         scheduler: a function from the optimizer to a scheduler of torch.optim.lr_scheduler, such as
             ``partial(ExponentialLR, gamma=0.9)``, or such a scheduler. It steps behind each epoch,
             ReduceLROnPlateau by the validation loss.
-        batch_size: samples per step, for tensors.
+        batch_size: samples per step, for tensors. A single sample that is left over joins the batch before it, since
+            batch norm has no use for one alone.
         patience: stop after this many epochs in a row without a validation loss more than ``min_delta`` below
             the lowest counted so; None never stops early.
         min_delta: how much lower counts.
         restore_best: end with the parameters and statistics of the epoch with the lowest validation loss.
         seed: of the order of the samples and of dropout, which repeated calls with the same seed repeat: who calls
-            with ``epochs=1`` again and again gives each call another. The global generators are left as they were.
+            with ``epochs=1`` again and again gives each call another. A DataLoader or its sampler that has a
+            ``generator`` of its own draws from that, seeded anew for each epoch, too. All generators are left as they
+            were.
         resume: a file, written before the first epoch and after each; if it exists, the fit goes on from it.
             More ``epochs`` than at first may be asked for; all other settings must be those of the file, and so
             must the tensors of ``train`` and ``val``, bit by bit. Data that is an iterable of batches is not
@@ -105,6 +110,7 @@ def fit(
             ``train`` runs out of batches.
     """
     check_fit_arguments(loss, epochs, batch_size, patience, min_delta, seed, has_val=val is not None)
+    check_allocated(model, task)
     lesson = Lesson(train, val, loss)
     settings = {"patience": patience, "min_delta": min_delta, "restore_best": restore_best}
     settings |= {"seed": seed, "batch_size": batch_size}

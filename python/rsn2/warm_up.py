@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rsn2.arguments import OptimizerFactory, check_fit_arguments, made_optimizer
+from rsn2.arguments import OptimizerFactory, check_fit_arguments, made_optimizer, unlike
 from rsn2.data import Data, Loss, check_data
 from rsn2.loop import Lesson, Loop
 from rsn2.new_task import add_copies, check_new, share_slots
@@ -23,7 +23,7 @@ from rsn2.nn.names import check_task_name
 from rsn2.resume import FitState, ResumeFile, data_identity, identity
 from rsn2.saliency import Start, through
 from rsn2.sharing import Share, shared_layers, used_layers
-from rsn2.tasks import activated, check_converted, multitask_layers, per_task_modules
+from rsn2.tasks import activated, alone_with, check_converted, multitask_layers, per_task_modules
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def warm_up(
         model: a converted network.
         task: a new name.
         train, loss, epochs, lr, batch_size, seed, resume, progress: as for :func:`rsn2.fit`.
-        optimizer: a function from the list of parameters to an optimizer, or None for Adam with ``lr``.
+        optimizer: a function from the list of parameters to an optimizer over all of them, or None for Adam with
+            ``lr``. No optimizer: what it would hold is made in this call.
         layers, share, flip: as for :func:`rsn2.allocate`; shared slots run, and are not trained. Give `allocate` the
             same ``layers`` and ``share``, and ``seed`` here for the signs of ``flip``, which `allocate` then does not
             draw.
@@ -128,10 +129,11 @@ def warm_up(
     check_converted(model)
     check_fit_arguments(loss, epochs, batch_size, None, 0.0, seed, has_val=False)
     check_data(train, "train")
-    used = used_layers(multitask_layers(model), layers)
-    holders = shared_layers(multitask_layers(model), used, task, share)
-    check_new(model, task, {name: layer for name, layer in used.items() if name not in holders})
-    model = copy.deepcopy(model)
+    with alone_with(model):
+        used = used_layers(multitask_layers(model), layers)
+        holders = shared_layers(multitask_layers(model), used, task, share)
+        check_new(model, task, {name: layer for name, layer in used.items() if name not in holders})
+        model = copy.deepcopy(model)
     used = {name: layer for name, layer in multitask_layers(model).items() if name in used}
     with ExitStack() as kept:  # the copy is thrown away with all that it got
         add_copies(model, task, kept)
@@ -152,11 +154,23 @@ def warm_up(
         parameters += list(module.of(task).parameters())
         own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_parameters()}
         own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_buffers()}
-    made = made_optimizer(list(dict.fromkeys(parameters)), optimizer, lr)
+    parameters = list(dict.fromkeys(parameters))
+    made = made_optimizer(parameters, optimizer, lr)
+    if any(unlike(made, parameters)):
+        raise ValueError(
+            "optimizer: expected a function that makes one of all parameters in the list it is given, such as "
+            "torch.optim.Adam: a warm-up trains a copy, which is not there before the call. Got one of others."
+        )
     state = FitState(own, made)
     file = None
     if resume is not None:
-        settings = {"warm_up": epochs, "seed": seed, "batch_size": batch_size, "train": data_identity(train)}
+        settings = {
+            "warm_up": True,
+            "flip": flip,
+            "seed": seed,
+            "batch_size": batch_size,
+            "train": data_identity(train),
+        }
         file = ResumeFile(Path(resume), identity(model, [task], own, made, free_in=candidates) | settings)
 
     @contextmanager

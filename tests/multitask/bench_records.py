@@ -11,7 +11,7 @@ from rsn2.bench.measure import Settings
 from rsn2.bench.products import Candidate
 from rsn2.bench.results import Results
 
-FAST = Settings(seconds=0.0, rounds=3, further=0, limit=10.0)
+FAST = Settings(seconds=0.0, rounds=3, passes=3, further=0, limit=10.0)
 PEAKS = {"bytes": 1e10, "float32": 1e11, "bfloat16": 1e11}
 TINY = [
     *(

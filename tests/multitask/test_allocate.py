@@ -287,3 +287,15 @@ def test_an_error_in_the_last_layer_changes_nothing_in_the_others(monkeypatch: p
     twin = allocated("shapes")
     rsn2.allocate(twin, "sizes", 0.3, **SIZES)
     assert_same(snapshot(twin), snapshot(model))
+
+
+def test_a_compiled_network_is_the_network_it_compiles() -> None:
+    """Its layers and parameters have the names that they have without, which decide what is drawn, too."""
+    model = network()
+    compiled = torch.compile(network())
+    for each in (model, compiled):
+        rsn2.allocate(each, "shapes", 0.3, criterion="random", flip=True)
+    assert rsn2.named_parameters(compiled, "shapes").keys() == rsn2.named_parameters(model, "shapes").keys()
+    for name, values in rsn2.named_parameters(model, "shapes").items():
+        assert torch.equal(rsn2.named_parameters(compiled, "shapes")[name], values)
+    assert [*multitask_layers(compiled)] == [*multitask_layers(model)]

@@ -18,6 +18,7 @@ from rsn2.nn import (
     MultitaskTransformerEncoderLayer,
     PerTask,
 )
+from sealed_files import edit
 
 E, HEADS, BATCH, L, S = 12, 3, 4, 5, 7
 # The projections of a torch module are one product or another, and sums come in another order; float64 leaves 1e-15.
@@ -254,6 +255,8 @@ def test_a_converted_encoder_is_torch_s(norm_first: bool, batch_first: bool, act
                 sparse(x, mask, src_key_padding_mask=padding()), dense(x, mask, src_key_padding_mask=padding())
             )
         torch.testing.assert_close(sparse(x, is_causal=True), dense(x, causal))
+        if form != "layer":
+            torch.testing.assert_close(sparse(x, is_causal=None), dense(x, is_causal=None))
 
 
 def test_layers_made_without_a_dense_one_draw_torch_s_weights() -> None:
@@ -313,6 +316,38 @@ def test_parts_of_an_encoder_can_stay_dense(dense_part: str, way: str, tmp_path:
     again = rsn2.load(tmp_path / "net.safetensors", plain_classifier())
     assert_same(snapshot(model), snapshot(again))
     assert torch.equal(rsn2.predict(model, "a", data[0]), rsn2.predict(again, "a", data[0]))
+
+
+@pytest.mark.parametrize("way", ["multitask", "per_task", "exclude"])
+@pytest.mark.parametrize(
+    ("field", "attention", "layer"),
+    [
+        ("num_heads", (12, 6), {}),
+        ("batch_first", (12, 3), {"batch_first": False}),
+        ("norm_first", (12, 3), {"norm_first": True}),
+    ],
+)
+def test_a_file_says_what_its_attention_computes(
+    way: str, field: str, attention: tuple[int, int], layer: dict[str, bool], tmp_path: Path
+) -> None:
+    """The tensors are the same, so that only the record can tell."""
+
+    def build(width: int = E, heads: int = HEADS, **options: bool) -> nn.Module:
+        options = {"batch_first": True} | options
+        return nn.Sequential(nn.Linear(width, width), nn.TransformerEncoderLayer(width, heads, 20, **options))
+
+    part = "1" if field == "norm_first" else "1.self_attn"
+    model = rsn2.convert(build(), **({} if way == "multitask" else {way: [part]}))
+    rsn2.allocate(model, "a", 0.5, criterion="random")
+    path = tmp_path / "net.safetensors"
+    rsn2.save(model, path)
+    assert_same(snapshot(model), snapshot(rsn2.load(path, build())))
+    with pytest.raises(
+        rsn2.CheckpointError, match=f"^attention '{part}.*: the file has .*{field}.*, the model .*{field}"
+    ):
+        rsn2.load(path, build(*attention, **layer))
+    edit(path, lambda record, tensors: record.pop("attention"))
+    assert_same(snapshot(model), snapshot(rsn2.load(path, build())))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_tables_and_plots_are_written(tiny: Results, tmp_path: Path) -> None:
     report.show(tiny, console)
     assert "rsn2 beside its baseline" in console.export_text()
     written = plots.write(tiny, tmp_path)
-    names = ["speed", "speed-types-and-masks", "roofline", "winners", "winners-types-and-masks", "memory", "growth"]
+    names = ["speed", "speed-one-density", "roofline", "winners", "memory", "growth"]
     assert [path.stem for path in written] == names
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in written)
 
@@ -94,16 +94,16 @@ def test_a_case_that_is_unsure_is_measured_further(tmp_path: Path, monkeypatch: 
 
     def is_unsure(record: dict[str, Any], of: str) -> bool:
         asked.append(len(record["seconds"][of]))
-        return record is found.of(unsure) and len(record["seconds"][of]) < 7
+        return record is found.of(unsure) and len(record["seconds"][of]) < 5
 
     found = Results({})
     monkeypatch.setattr("rsn2.bench.results.Results", lambda about: found)
     monkeypatch.setattr("rsn2.bench.results.is_unsure", is_unsure)
     run([unsure, sure], replace(FAST, further=4), tmp_path)
-    # One round a pass: five at first, then two more until the case is no longer unsure.
-    assert [record["passes"] for record in found.records] == [7, 5]
-    assert [record["rounds"] for record in found.records] == [[1] * 7, [1] * 5]
-    assert max(asked) == 7
+    # One round a pass: three at first, then two more until the case is no longer unsure.
+    assert [record["passes"] for record in found.records] == [5, 3]
+    assert [record["rounds"] for record in found.records] == [[1] * 5, [1] * 3]
+    assert max(asked) == 5
 
 
 def test_long_calls_have_all_rounds_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bench_records import PEAKS, TINY, fake, results
 from rsn2.bench import report
-from rsn2.bench.analysis import choices, fit, growths, rows, winners
+from rsn2.bench.analysis import choices, fit, growths, rows
 from rsn2.bench.cases import Case
 from rsn2.bench.compare import compare
 
@@ -81,8 +81,6 @@ def test_losing_cases_are_shown() -> None:
     won = fake(TINY[1], {"dense": 4.0, "rsn2": 1.0, "rsn2 cpu": 1.0, "rsn2 dense": 9.0})
     (table,) = (each for each in report.tables(results(lost, won)) if each.title == "Where it loses")
     assert [line[:2] for line in table.rows] == [[TINY[0].key, "dense"]]
-    best = winners(row for row in rows([lost, won], PEAKS) if not row.ours)
-    assert [row.name for row in best.values()] == ["dense", "rsn2 cpu"]
 
 
 def test_exponents_are_those_of_the_power_law() -> None:

@@ -47,6 +47,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few and small products."""
     monkeypatch.setattr(calibrate, "LINEAR", ((16, 24),))
     monkeypatch.setattr(calibrate, "BATCHES", (1, 8))
+    monkeypatch.setattr(calibrate, "LARGE", (24, 16))
     monkeypatch.setattr(calibrate, "CONVOLUTIONS", ((4, 2, 6, 2),))
     monkeypatch.setattr(calibrate, "DENSITIES", (0.1, 0.5))
     yield

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import rsn2
 from networks import allocated, assert_same, network, plain_network, samples, snapshot, train
-from rsn2.checkpoint import describe, read_metadata
+from rsn2.checkpoint import describe
+from sealed_files import edit
 
 
 def trained() -> nn.Module:
@@ -54,7 +55,7 @@ def test_load_gives_back_every_bit(model: nn.Module, file: Path) -> None:
     assert all(
         torch.equal(before[key], value) for key, value in plain.state_dict().items() if isinstance(value, Tensor)
     )
-    assert read_metadata(file) == {"note": [1, "two"]}
+    assert rsn2.read_metadata(file) == {"note": [1, "two"]}
 
 
 def test_a_converted_network_is_a_template_too(model: nn.Module, file: Path) -> None:
@@ -150,25 +151,6 @@ def test_a_flipped_bit_anywhere_is_refused(file: Path) -> None:
         assert_refused(file)
 
 
-def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
-    """Change record and tensors as somebody would who knows the format: all checksums are right again afterwards."""
-    tensors = load_file(path)
-    with open(path, "rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    record = json.loads(header["__metadata__"]["rsn2"])
-    change(record, tensors)
-    record["tensors"] = {
-        name: {
-            "dtype": str(tensor.dtype),
-            "shape": list(tensor.shape),
-            "sha256": hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
-        }
-        for name, tensor in tensors.items()
-    }
-    text = json.dumps(record)
-    save_file(tensors, path, {"rsn2": text, "rsn2.sha256": hashlib.sha256(text.encode()).hexdigest()})
-
-
 def set_plane_bit(row: int, word: int, bit: int, plane: int = 0) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
     def change(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors[f"2.planes.{plane}"][row, word] ^= torch.tensor(1 << bit if bit < 63 else -(1 << 63))
@@ -241,6 +223,8 @@ EDITS = {
     "density": (put("layers", "2", "densities", value={"0": 3, "1": 0.3}), "layer '2', field 'densities'"),
     "densities too large": (put("layers", "2", "densities", value={"0": 0.9, "1": 0.9}), "field 'densities'"),
     "geometry of text": (put("layers", "2", "geometry", value="x"), "layer '2', field 'geometry'"),
+    "attention no table": (put("attention", value=[]), "record, field 'attention': expected a table"),
+    "attention nobody has": (put("attention", value={"2": {"num_heads": 2}}), "attention '2': .*, the model None"),
     "version of truth": (put("version", value=True), "field 'version': expected 1. Got True"),
     "per-task name": (put("per_task", "3", "kinds", value={"a.b": "x"}), "per-task module '3', field 'kinds'"),
     "per-task template": (put("per_task", "3", "template", value="yes"), "per-task module '3', field 'template'"),
@@ -330,6 +314,39 @@ def test_a_module_under_two_names_round_trips(tmp_path: Path) -> None:
 def test_a_compiled_network_is_saved_as_the_network_it_compiles(model: nn.Module, tmp_path: Path) -> None:
     rsn2.save(torch.compile(model), tmp_path / "net.safetensors")
     assert_same(snapshot(model), snapshot(rsn2.load(tmp_path / "net.safetensors", plain_network(9))))
+
+
+def test_a_network_is_loaded_into_one_that_is_compiled(model: nn.Module, file: Path) -> None:
+    assert_same(snapshot(model), snapshot(rsn2.load(file, torch.compile(plain_network(9)))))
+
+
+@pytest.mark.parametrize("place", [2, 3, 8], ids=["linear", "norm", "convolution"])
+def test_hooks_that_would_be_lost_are_refused(place: int, file: Path) -> None:
+    plain = plain_network()
+    plain[place].register_forward_hook(lambda *_: None)
+    before = list(plain.modules())
+    with pytest.raises(ValueError, match=f"^{place}: it has hooks"):
+        rsn2.load(file, plain)
+    assert list(plain.modules()) == before
+
+
+def test_hooks_of_what_stays_and_of_converted_layers_are_kept(file: Path) -> None:
+    for other in (plain_network(), network()):
+        seen: list[int] = []
+        other[9 if type(other[2]) is nn.Linear else 2].register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        rsn2.predict(rsn2.load(file, other), "shapes", samples("shapes")[0])
+        assert seen == [1]
+
+
+def test_a_network_without_values_is_no_place_for_them(file: Path) -> None:
+    with pytest.raises(ValueError, match=r'^model: expected .* a device that holds values. Got one on "meta"'):
+        rsn2.load(file, plain_network().to("meta"))
+
+
+def test_a_folder_that_is_not_there_is_named(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^path: there is no folder '{tmp_path / 'none'}'"):
+        rsn2.save(model, tmp_path / "none" / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_leaves_the_old_file(file: Path, model: nn.Module) -> None:

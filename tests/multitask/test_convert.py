@@ -1,5 +1,7 @@
 """convert replaces what it says, leaves the rest, and refuses what it cannot do before it changes anything."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import rsn2
 from networks import plain_network
-from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
+from rsn2.nn import MultitaskConv2d, MultitaskLinear, MultitaskTransformerEncoderLayer, PerTask
 
 
 def test_linear_conv_and_norm_are_replaced_in_place() -> None:
@@ -37,6 +39,60 @@ def test_per_task_names_give_every_task_its_own_dense_copy() -> None:
     heads = [model["head"].of(task) for task in ("a", "b")]
     assert heads[0].weight is not heads[1].weight and torch.equal(heads[0].weight, heads[1].weight)
     assert any(parameter is heads[0].weight for parameter in rsn2.parameters(model, "a"))
+
+
+def test_of_two_names_the_more_specific_counts() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model = rsn2.convert(nn.Sequential(backbone, nn.Linear(4, 2)), exclude=("0",), per_task=("0.1", "0.2.1"))
+    assert [type(part) for part in (*backbone[:2], *backbone[2])] == [nn.Linear, PerTask, nn.Linear, PerTask]
+    assert type(model[1]) is MultitaskLinear
+    every = rsn2.convert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), exclude=("",), per_task=("1",))
+    assert [type(layer) for layer in every] == [nn.Linear, PerTask]
+
+
+def test_an_excluded_encoder_takes_a_norm_of_each_task(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+
+    model = rsn2.convert(build(), exclude=("1",), per_task=("1.norm1",))
+    assert type(model[1]) is MultitaskTransformerEncoderLayer
+    parts = (model[1].self_attn, model[1].linear1, model[1].norm1, model[1].norm2)
+    assert [type(part) for part in parts] == [nn.MultiheadAttention, nn.Linear, PerTask, nn.LayerNorm]
+    rsn2.allocate(model, "a", 1.0, criterion="magnitude")
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(rsn2.predict(model, "a", x), build().eval()(x))
+    rsn2.save(model, tmp_path / "net.safetensors")
+    again = rsn2.load(tmp_path / "net.safetensors", build())
+    assert torch.equal(rsn2.predict(again, "a", x), rsn2.predict(model, "a", x))
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_module_is_excluded_or_copied_under_any_of_its_names(name: str) -> None:
+    def build() -> nn.ModuleDict:
+        inner = nn.Linear(4, 4)
+        return nn.ModuleDict({"first": nn.Sequential(inner), "second": nn.Sequential(inner), "last": nn.Linear(4, 4)})
+
+    for excluded in (name, f"{name}.0"):
+        model = rsn2.convert(build(), exclude=(excluded,))
+        assert model["first"][0] is model["second"][0] and type(model["first"][0]) is nn.Linear
+        assert type(model["last"]) is MultitaskLinear
+    model = rsn2.convert(build(), per_task=(f"{name}.0",))
+    assert model["first"][0] is model["second"][0] and type(model["first"][0]) is PerTask
+
+
+def test_what_is_frozen_in_a_per_task_module_is_frozen_in_every_copy() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[1].requires_grad_(False)
+    model[2].weight.requires_grad_(False)
+    rsn2.convert(model, per_task=("2",))
+    data = torch.randn(8, 4), torch.randint(2, (8,))
+    rsn2.allocate(model, "a", 0.5, nn.functional.cross_entropy, [data])
+    norm, head = model[1].of("a"), model[2].of("a")
+    before = [each.detach().clone() for each in (norm.weight, norm.bias, head.weight, head.bias)]
+    rsn2.fit(model, "a", data, loss=nn.functional.cross_entropy, epochs=1)
+    after = norm.weight, norm.bias, head.weight, head.bias
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, True, True, False]
 
 
 def test_a_single_layer_is_returned_converted() -> None:
@@ -74,6 +130,22 @@ class OwnNorm(nn.BatchNorm1d):
     """A subclass may do anything; only exact types are replaced."""
 
 
+class OwnEncoderLayer(nn.TransformerEncoderLayer):
+    """Torch's forward, in evaluation, reads the weights of its parts itself."""
+
+
+class OwnEncoder(nn.TransformerEncoder):
+    """Likewise where it is given padding."""
+
+
+def encoder_layer(kind: type[nn.TransformerEncoderLayer] = nn.TransformerEncoderLayer) -> nn.TransformerEncoderLayer:
+    return kind(8, 2, 16, batch_first=True)
+
+
+def twice(layer: nn.Module) -> nn.Module:
+    return nn.ModuleDict({"first": layer, "second": layer})
+
+
 def hooked() -> nn.Module:
     layer = nn.Linear(2, 2)
     layer.register_forward_hook(lambda *_: None)
@@ -90,6 +162,16 @@ def hooked() -> nn.Module:
         (TiedWeights(), {"per_task": ("output",)}, "output: a parameter of it is used by another module"),
         (nn.Sequential(OwnNorm(2)), {}, "0: OwnNorm has no multitask form"),
         (nn.TransformerDecoderLayer(4, 2), {}, "TransformerDecoderLayer has no multitask form"),
+        (nn.Sequential(encoder_layer(OwnEncoderLayer)), {}, "0: OwnEncoderLayer has no multitask form"),
+        (nn.Sequential(OwnEncoder(encoder_layer(), 2)), {}, "0: OwnEncoder has no multitask form"),
+        (nn.Sequential(nn.Linear(2, 2)), {"exclude": ("0",), "per_task": ("0",)}, "exclude: expected nothing of '0'"),
+        (twice(nn.Linear(2, 2)), {"exclude": ("first",), "per_task": ("second",)}, "expected nothing of 'second'"),
+        (nn.Sequential(encoder_layer()), {"exclude": ("0.linear1",), "per_task": ("0",)}, "Got '0.linear1'"),
+        (
+            nn.Sequential(encoder_layer()),
+            {"exclude": ("0.self_attn.q_proj",), "per_task": ("0",)},
+            "no module is named",
+        ),
         (hooked(), {}, "0: it has hooks"),
         (nn.Sequential(weight_norm(nn.Linear(2, 2))), {}, "0: it is parametrized"),
         (nn.Sequential(nn.Linear(2, 2).requires_grad_(False)), {}, "0: it is frozen"),

@@ -87,6 +87,53 @@ class Undecided(nn.Module):
         return self.last(self.first(x) if x.sum() > 0 else -self.first(x))  # type: ignore[no-any-return]
 
 
+class InPlace(nn.Module):
+    """An activation writes over what it reads; ``skip`` reads it too, before or behind."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], behind: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.skip = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.same = nn.Dropout()
+        self.activation, self.behind = activation, behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        active = self.activation(self.same(hidden))
+        return self.last(active) + self.skip(active if self.behind else hidden)  # type: ignore[no-any-return]
+
+
+class Context(nn.Module):
+    """What its last layer reads depends on an argument that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.other = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        hidden = self.first(x)
+        return self.last(hidden) * self.other(hidden if context is None else context)  # type: ignore[no-any-return]
+
+
+class Contexts(Context):
+    """The same, however many are given."""
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, context.get("context"))
+
+
+class Stash(nn.Module):
+    """Its forward keeps what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = torch.relu(self.first(x))
+        return self.last(self.seen)  # type: ignore[no-any-return]
+
+
 class Images(nn.Module):
     """Convolutions, norms, a head and an embedding that all tasks share."""
 
@@ -230,6 +277,12 @@ def test_a_task_that_owns_nothing_still_answers() -> None:
         (Twice(), [(8, 6), (8, 8), (3, 8)]),
         (Undecided(), [(8, 6), (3, 8)]),
         (Branching(), [(5, 6), (4, 5), (4, 5)]),
+        (InPlace(nn.ReLU(inplace=True), behind=False), [(8, 6), (3, 8), (3, 8)]),
+        (InPlace(lambda hidden: F.leaky_relu(hidden, 0.1, True), behind=False), [(8, 6), (3, 8), (3, 8)]),
+        (InPlace(nn.ReLU(), behind=False), [(5, 6), (3, 5), (3, 5)]),
+        (InPlace(nn.ReLU(inplace=True), behind=True), [(5, 6), (3, 5), (3, 5)]),
+        (Context(), [(8, 6), (3, 8), (3, 8)]),
+        (Contexts(), [(8, 6), (3, 8), (3, 8)]),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, nn.Module) else "",
 )
@@ -237,7 +290,7 @@ def test_units_that_others_read_stay(plain: nn.Module, expected: list[tuple[int,
     """Units 0 and 1 are constant; unit 7 is read by nobody, unit 6 of two readers by one."""
     masks = {"layer_first": torch.ones(8, 6, dtype=torch.bool)}
     masks["layer_first"][:2] = False
-    for name in ("last", "left", "right"):
+    for name in ("last", "left", "right", "skip", "other"):
         if hasattr(plain, name):
             masks[f"layer_{name}"] = torch.ones(getattr(plain, name).weight.shape, dtype=torch.bool)
             masks[f"layer_{name}"][:, 7] = False
@@ -248,6 +301,49 @@ def test_units_that_others_read_stay(plain: nn.Module, expected: list[tuple[int,
     alone = rsn2.extract(model, "a")
     assert shapes(alone) == expected
     torch.testing.assert_close(alone(x), answer(model, "a", x), rtol=1e-13, atol=1e-13)
+
+
+def idle_network(plain: nn.Module) -> nn.Module:
+    """The converted network with one task, whose first layer has a constant unit."""
+    first = torch.ones(8, 6, dtype=torch.bool)
+    first[0] = False
+    return masked(plain.double(), layer_first=first)
+
+
+def test_nothing_of_the_search_for_units_stays_in_a_network_that_keeps_what_it_sees() -> None:
+    model = idle_network(Stash())
+    alone = rsn2.extract(model, "a")
+    assert shapes(alone) == [(7, 6), (3, 7)]
+    assert alone.seen is None and model.seen is None
+    x = torch.randn(5, 6).double()
+    alone(x)
+    file = io.BytesIO()
+    torch.save(alone, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), alone(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own exporter
+def test_the_copy_is_exported_and_compiled_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = rsn2.convert(
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 12), nn.Linear(12, 3))
+    )
+    rsn2.allocate(model, "a", 0.1, criterion="random")
+    x = torch.randn(4, 2, 5, 5)
+    with torch.no_grad():
+        exported = torch.export.export(rsn2.extract(model, "a"), (x,)).module()
+        compiled = torch.compile(rsn2.extract(model, "a"), fullgraph=True, backend="eager")
+        expected = rsn2.extract(model, "a")(x)
+        assert torch.equal(exported(x), expected) and torch.equal(compiled(x), expected)
+
+
+def test_a_compiled_network_is_extracted_as_the_network_it_compiles() -> None:
+    model = idle_network(Residual())
+    alone = rsn2.extract(torch.compile(model, backend="eager"), "a")
+    assert type(alone) is Residual
+    x = torch.randn(5, 6).double()
+    assert torch.equal(alone(x), answer(model, "a", x))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

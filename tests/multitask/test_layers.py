@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import rsn2
-from networks import allocated, assert_same, network, plain_network, samples, snapshot
+from networks import LOSS, allocated, assert_same, network, plain_network, samples, snapshot
 from rsn2.nn import MultitaskConv2d, MultitaskLinear, PerTask
 
 
@@ -171,6 +171,47 @@ def test_per_task_takes_modules_or_a_template_not_both() -> None:
         fixed.add_task("b")
     with pytest.raises(rsn2.TaskError, match="already"):
         fixed.add_task("a")
+
+
+def test_a_task_that_was_not_known_brings_its_own_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    heads = PerTask({})
+    model = rsn2.convert(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), heads)).eval()
+    with pytest.raises(rsn2.TaskError, match=r"no module in '2', .* add_task\('shapes', module\)"):
+        rsn2.allocate(model, "shapes", 0.3, criterion="random")
+    for task, size in (("shapes", 3), ("others", 7)):
+        heads.add_task(task, nn.Linear(16, size))
+        assert not heads.of(task).training
+        rsn2.allocate(model, task, 0.3, LOSS["shapes"], [samples("shapes")])
+        rsn2.fit(model, task, samples("shapes"), loss=LOSS["shapes"], epochs=1)
+        assert rsn2.predict(model, task, samples("shapes")[0]).shape[1] == size
+    rsn2.save(model, tmp_path / "net.safetensors")
+    known = PerTask({"shapes": nn.Linear(16, 3), "others": nn.Linear(16, 7)})
+    again = rsn2.load(tmp_path / "net.safetensors", nn.Sequential(nn.Linear(8, 16), nn.ReLU(), known))
+    x = samples("shapes")[0]
+    for task in ("shapes", "others"):
+        assert torch.equal(rsn2.predict(again, task, x), rsn2.predict(model, task, x))
+
+
+def test_a_module_that_cannot_be_a_tasks_own_is_refused() -> None:
+    head = nn.Linear(4, 2)
+    part = PerTask({"a": head})
+    for module, error, message in (
+        (nn.Sequential(head), ValueError, "module: those of 'a' and 'b' share a tensor"),
+        (rsn2.convert(nn.Linear(4, 2)), ValueError, "module: expected ordinary modules"),
+        (3, TypeError, r"module: expected a module\. Got int"),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            part.add_task("b", module)
+    assert part.tasks == ("a",)
+    with pytest.raises(TypeError, match=r"^modules: expected a module\. Got int"):
+        PerTask({"a": 3})
+    with pytest.raises(rsn2.TaskError, match="task 'b' has no module here"):
+        part.remove_task("b")
+    with_template = PerTask(template=nn.Linear(4, 2))
+    with_template.add_task("a", head)
+    with_template.add_task("b")
+    assert with_template.of("a") is head and with_template.of("b") is not head
 
 
 def test_what_one_task_keeps_for_itself_holds_no_layer_of_all_tasks() -> None:

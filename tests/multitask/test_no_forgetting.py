@@ -1,13 +1,16 @@
 """Training one task cannot change another: a property of the memory layout, proved bit by bit."""
 
+import re
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import rsn2
-from networks import allocated, network, samples, snapshot, train
+from networks import allocated, assert_same, network, samples, snapshot, train
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Factory] = {
@@ -93,6 +96,95 @@ def test_statistics_of_a_norm_that_all_tasks_share_stay_as_they_are() -> None:
     rsn2.allocate(model, "sizes", 0.5, nn.functional.mse_loss, [samples("sizes")])
     train(model, "sizes", torch.optim.Adam(rsn2.parameters(model, "sizes")))
     assert torch.equal(model[1].running_mean, before) and model[1].training
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean, which train mode moves: in place, or by another tensor."""
+
+    def __init__(self, features: int, in_place: bool):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            moved = self.mean.lerp(x.detach().mean(0), 0.1)
+            if self.in_place:
+                self.mean.copy_(moved)
+            else:
+                self.mean = moved
+        return x - self.mean
+
+
+class Whole(Centred):
+    """The same around other modules, so that its mode is also theirs."""
+
+    def __init__(self, features: int, in_place: bool):
+        super().__init__(features, in_place)
+        self.inner = nn.Linear(features, features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(super().forward(x))  # type: ignore[no-any-return]
+
+
+SHARED: dict[str, Callable[[], nn.Module]] = {
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(8, 8)),
+    "spectral norm by a hook": lambda: nn.utils.spectral_norm(nn.Linear(8, 8)),
+    "in place": lambda: Centred(8, in_place=True),
+    "another tensor": lambda: Centred(8, in_place=False),
+    "around others": lambda: Whole(8, in_place=True),
+    "another tensor around others": lambda: Whole(8, in_place=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:fit does not train", "ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("made", SHARED.values(), ids=SHARED)
+def test_buffers_that_all_tasks_share_stay_as_they_are(made: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), made(), nn.ReLU(), nn.Linear(8, 1)).train()
+    rsn2.convert(model, exclude=("1",))
+    loss, data = nn.functional.mse_loss, samples("sizes")
+    rsn2.allocate(model, "a", 0.4, loss, [data])
+    before, answers = snapshot(model[1]), rsn2.predict(model, "a", data[0])
+    rsn2.allocate(model, "b", 0.4, loss, [data])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rsn2.fit(model, "b", data, data, loss=loss, epochs=2)
+    assert_same(before, snapshot(model[1]))
+    assert torch.equal(rsn2.predict(model, "a", data[0]), answers)
+    moved = [str(each.message) for each in caught if "put" in str(each.message)]
+    assert bool(moved) is isinstance(model[1], Whole)
+    assert all(re.match(r"fit put \['1\.mean'\] back, .* per_task", each) for each in moved)
+
+
+def test_buffers_of_any_type_are_compared() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Identity()
+            for number, dtype in enumerate((torch.bool, torch.int64, torch.bfloat16, torch.complex64, torch.uint8)):
+                self.register_buffer(f"kept{number}", torch.ones(3, dtype=dtype))
+            self.register_buffer("empty", torch.full((3,), torch.nan))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.part(x)  # type: ignore[no-any-return]
+
+    model = rsn2.convert(nn.Sequential(Kept(), nn.Linear(5, 1)))
+    rsn2.allocate(model, "a", 0.5, nn.functional.mse_loss, [samples("sizes")])
+    with warnings.catch_warnings(action="error"):
+        rsn2.fit(model, "a", samples("sizes"), loss=nn.functional.mse_loss, epochs=1)
+
+
+def test_parameters_go_by_their_names() -> None:
+    model = allocated("shapes", "sizes")
+    for task in ("shapes", ["sizes", "shapes"]):
+        named = rsn2.named_parameters(model, task)
+        assert all(model.get_parameter(name) is each for name, each in named.items())
+        pairs = zip(named.values(), rsn2.parameters(model, task), strict=True)
+        assert all(one is other for one, other in pairs)
+    assert {"2.values.0", "2.biases.0", "10.by_task.task_shapes.weight"} <= set(rsn2.named_parameters(model, "shapes"))
+    with pytest.raises(rsn2.TaskError, match="nothing allocated"):
+        rsn2.named_parameters(network(), "shapes")
 
 
 def test_tasks_do_not_share_parameters() -> None:

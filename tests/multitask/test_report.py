@@ -45,6 +45,13 @@ def test_it_prints_layers_tasks_and_totals() -> None:
     assert "40 x 32" in text and "shapes" in text and "384 (0.300)" in text and "bits per shared weight" in text
 
 
+def test_a_network_without_shared_weights_is_reported_too() -> None:
+    for model in (nn.Linear(2, 2), nn.Sequential(rsn2.nn.PerTask({"a": nn.Linear(2, 2)}))):
+        report = rsn2.report(model)
+        assert report.positions == 0 and report.bits_per_weight == 0
+        assert "whole network 24 bytes" in str(report)
+
+
 def test_the_backward_index_is_built_when_first_needed() -> None:
     model = allocated("shapes").eval()
     x = samples("shapes")[0]

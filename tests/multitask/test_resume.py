@@ -1,5 +1,6 @@
 """What the resume file of `fit` promises: no bit is another after an interruption, and no other fit takes it."""
 
+import copy
 import json
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     SequentialLR,
 )
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import rsn2
 from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, bits, network, samples
@@ -177,6 +179,60 @@ def test_other_values_of_the_same_shape_are_other_data(tmp_path: Path) -> None:
     assert bits(model, "a") == before
     equal = TRAIN[0].t().contiguous().t(), TRAIN[1].clone()  # the strides are no part of the data
     assert fit(model, "a", equal, VAL, loss=LOSS, epochs=2, resume=file).resumed_from == 1
+
+
+OF_THEIR_OWN: dict[str, Callable[[torch.Generator], dict[str, object]]] = {
+    "loader": lambda generator: {"shuffle": True, "generator": generator},
+    "sampler": lambda generator: {"sampler": RandomSampler(TRAIN[0], generator=generator)},
+}
+
+
+@pytest.mark.parametrize("options", OF_THEIR_OWN.values(), ids=OF_THEIR_OWN)
+def test_a_loader_that_draws_from_a_generator_of_its_own_goes_on_with_the_same_bits(
+    tmp_path: Path, options: Callable[[torch.Generator], dict[str, object]]
+) -> None:
+    runs, file = [], tmp_path / "fit"
+    for calls in ([(3, None)], [(1, file), (3, file)]):
+        model = network("a")
+        for epochs, resume in calls:
+            generator = torch.Generator().manual_seed(5)
+            before = generator.get_state()
+            loader = DataLoader(TensorDataset(*TRAIN), batch_size=50, **options(generator))  # type: ignore[arg-type]
+            fit(model, "a", loader, loss=LOSS, epochs=epochs, resume=resume)
+            assert torch.equal(generator.get_state(), before)
+        runs.append(bits(model, "a"))
+    assert runs[0] == runs[1]
+    other = network("a")
+    fit(other, "a", loader, loss=LOSS, epochs=3, seed=1)
+    assert bits(other, "a") != runs[0]
+
+
+class Drifting(nn.Module):
+    """Adds a number that train mode moves, around another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(10, 10)
+        self.register_buffer("offset", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.offset += 0.1
+        return self.inner(x) + self.offset  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:fit ")
+def test_buffers_that_training_moves_and_tasks_share_are_no_state_of_a_fit(tmp_path: Path) -> None:
+    runs, file = [], tmp_path / "fit"
+    torch.manual_seed(0)
+    plain = nn.Sequential(Drifting(), nn.Linear(10, 3))
+    for calls in ([(3, None)], [(1, file), (3, file)]):
+        for epochs, resume in calls:
+            model = rsn2.convert(copy.deepcopy(plain), exclude=["0"])
+            rsn2.allocate(model, "a", 0.5, criterion="random")
+            fit(model, "a", TRAIN, VAL, loss=LOSS, epochs=epochs, batch_size=50, resume=resume)
+        runs.append(bits(model, "a"))
+    assert runs[0] == runs[1]
 
 
 def test_iterables_of_batches_are_not_compared(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import rsn2
-from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, Scripted, bits, network
+from classifiers import LOSS, OPTIMIZERS, TRAIN, VAL, Scripted, bits, network, samples
+from rsn2.data import batches_of
 from rsn2.training import fit, fit_together, predict
 
 # What is trained, and what is not
@@ -81,6 +82,39 @@ def test_fit_takes_a_data_loader_and_repeats_its_shuffling() -> None:
     assert runs[0] == runs[1]
 
 
+class Frozen(nn.Sequential):
+    """A part of which train mode leaves nothing but its own flag in train mode, as pretrained ones are often made."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        for part in self:
+            part.eval()
+        return self
+
+
+def test_a_part_that_stays_in_eval_mode_does_so_in_a_fit() -> None:
+    torch.manual_seed(0)
+    model = rsn2.convert(nn.Sequential(Frozen(nn.Dropout(0.5)), nn.Dropout(0.5), nn.Linear(10, 3))).train()
+    rsn2.allocate(model, "a", 0.5, criterion="random")
+    before, seen = [module.training for module in model.modules()], []
+    for dropout in (model[0][0], model[1]):
+        dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
+    fit(model, "a", TRAIN, VAL, loss=LOSS, epochs=1)
+    assert seen == [False, True, False, False]
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_single_sample_that_is_left_over_joins_the_batch_before_it() -> None:
+    model = network("a")
+    data = samples(101)
+    fit(model, "a", data, data, loss=LOSS, epochs=2, batch_size=50)  # batch norm would refuse one
+    sizes = {seed: [len(x) for x, _ in batches_of(data, 50, seed)] for seed in (None, 0)}
+    assert sizes == {None: [50, 50, 1], 0: [50, 51]}
+    for size, batches in ((100, [101]), (101, [101]), (200, [101]), (99, [99, 2]), (1, [1] * 101)):
+        assert [len(x) for x, _ in batches_of(data, size, 0)] == batches
+    assert [len(x) for x, _ in batches_of(samples(1), 50, 0)] == [1]
+
+
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):
     """An iterable of single samples, without a length."""
 
@@ -142,6 +176,31 @@ def test_an_optimizer_over_exactly_the_parameters_is_used() -> None:
     before = [parameter.clone() for parameter in rsn2.parameters(model, "a")]
     fit(model, "a", TRAIN, loss=LOSS, epochs=1, optimizer=optimizer)
     assert all(torch.equal(*pair) for pair in zip(before, rsn2.parameters(model, "a"), strict=True))
+
+
+def test_an_optimizer_may_leave_out_what_is_frozen() -> None:
+    for choose in (lambda each: each.requires_grad, lambda each: True):
+        model = network("a")
+        head = model.get_submodule("5").of("a").requires_grad_(False)
+        before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        own = [each for each in rsn2.parameters(model, "a") if choose(each)]
+        history = fit(model, "a", TRAIN, loss=LOSS, epochs=3, optimizer=torch.optim.AdamW(own, lr=0.01))
+        assert history.train_loss[-1] < history.train_loss[0]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+
+
+def test_groups_may_be_told_apart_by_name() -> None:
+    model = network("a")
+    named = rsn2.named_parameters(model, "a")
+    groups = [
+        {"params": [each for name, each in named.items() if "bias" not in name]},
+        {"params": [each for name, each in named.items() if "bias" in name], "lr": 0.0},
+    ]
+    before = {name: each.detach().clone() for name, each in named.items()}
+    fit(model, "a", TRAIN, loss=LOSS, epochs=1, optimizer=torch.optim.SGD(groups, lr=0.1))
+    assert {name for name, each in named.items() if torch.equal(each, before[name])} == {
+        name for name in named if "bias" in name
+    }
 
 
 def _too_early(model: nn.Module) -> list[nn.Parameter]:

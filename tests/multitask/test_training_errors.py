@@ -115,6 +115,26 @@ def test_a_task_without_allocation_is_an_error() -> None:
         fit(network("a"), "b", TRAIN, loss=LOSS, epochs=1)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, task: fit(model, task, TRAIN, loss=LOSS, epochs=1),
+        lambda model, task: evaluate(model, task, TRAIN, loss=LOSS),
+        lambda model, task: rsn2.use_task(model, task).__enter__(),
+        rsn2.extract,
+    ],
+    ids=["fit", "evaluate", "use_task", "extract"],
+)
+@pytest.mark.parametrize("task", [["a", "b"], ("a",), None])
+def test_where_one_task_is_meant_several_are_refused_with_what_takes_them(
+    call: Callable[[nn.Module, Any], object], task: object
+) -> None:
+    with pytest.raises(
+        TypeError, match=r"^task: expected the name of one task\. Got .* rsn2\.fit_together, rsn2\.use_t"
+    ):
+        call(network("a", "b"), task)
+
+
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch() -> None:
     model = network("a")
     x = TRAIN[0].clone()

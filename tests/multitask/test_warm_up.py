@@ -118,6 +118,33 @@ def test_a_resumed_warm_up_is_bitwise_the_uninterrupted_one(model: nn.Module, tm
         assert_same(state, found.modules[name])
 
 
+def test_a_resumed_warm_up_may_go_on_for_more_epochs_and_not_with_other_settings(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    file = tmp_path / "warm"
+    expected = rsn2.warm_up(model, "new", TRAIN, **OPTIONS)
+    rsn2.warm_up(model, "new", TRAIN, **{**OPTIONS, "epochs": 1}, resume=file)
+    with pytest.raises(rsn2.CheckpointError, match="another flip: False; this fit has True"):
+        rsn2.warm_up(model, "new", TRAIN, **OPTIONS, flip=True, resume=file)
+    found = rsn2.warm_up(model, "new", TRAIN, **OPTIONS, resume=file)
+    assert found.train_loss == expected.train_loss
+    assert_same(found.weights, expected.weights)
+    with pytest.raises(rsn2.CheckpointError, match=r"holds 2 epochs\. Asked for: 1"):
+        rsn2.warm_up(model, "new", TRAIN, **{**OPTIONS, "epochs": 1}, resume=file)
+    rsn2.allocate(model, "new", 0.2, criterion="random")
+    with pytest.raises(rsn2.CheckpointError, match="another"):
+        rsn2.fit(model, "new", TRAIN, loss=LOSS, epochs=3, resume=file)
+
+
+def test_an_optimizer_that_does_not_hold_what_is_trained_is_refused(model: nn.Module) -> None:
+    before = snapshot(model)
+    elsewhere = torch.optim.SGD(model.parameters(), lr=0.1)
+    for optimizer in (elsewhere, lambda own: elsewhere, lambda own: torch.optim.SGD(own[1:], lr=0.1)):
+        with pytest.raises(ValueError, match=r"^optimizer: expected a function that makes one of all parameters"):
+            rsn2.warm_up(model, "new", TRAIN, **OPTIONS, optimizer=optimizer)  # type: ignore[arg-type]
+    assert_same(before, snapshot(model))
+
+
 def test_shared_slots_run_in_a_warm_up_and_are_not_trained(model: nn.Module) -> None:
     before = bits(model, "old")
     share = {"old": ["0"]}

@@ -202,15 +202,6 @@ def growths(records: Iterable[Record]) -> list[Growth]:
     return found
 
 
-def winners(found: Iterable[Row]) -> dict[Case, Row]:
-    """Case -> the fastest call of it."""
-    best: dict[Case, Row] = {}
-    for row in found:
-        if row.case not in best or row.seconds < best[row.case].seconds:
-            best[row.case] = row
-    return best
-
-
 def without(case: Case, *axes: str) -> Case:
     """A case with these fields at their defaults: equal for all points of one curve."""
     defaults = {"batch": 1, "density": 0.1, "tasks": 1}

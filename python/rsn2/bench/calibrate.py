@@ -24,6 +24,8 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 # Powers of two, too, of which dense libraries are slower at some batches.
 LINEAR = ((10, 1000), (64, 64), (256, 256), (1000, 1000), (1024, 1024), (128, 2048), (2048, 512))
 BATCHES = (1, 8, 64, 512)
+# Of one row, from memory, too: more rows of weights as large take minutes.
+LARGE = (4096, 4096)
 # Filters, channels, image side, images; kernels of 3 x 3.
 CONVOLUTIONS = (
     (16, 8, 28, 4),
@@ -66,7 +68,8 @@ def products(op: str, dtype: torch.dtype, product: str) -> Iterator[Product]:
         return Product(density, pattern, batch, calls)
 
     if op == "linear":
-        for (rows, cols), density, batch in itertools.product(LINEAR, DENSITIES, BATCHES):
+        sizes = [*itertools.product(LINEAR, DENSITIES, BATCHES), *itertools.product((LARGE,), DENSITIES, (1,))]
+        for (rows, cols), density, batch in sizes:
             yield made(rows, cols, density, batch, (batch, cols), (batch, rows))
     else:
         for (rows, channels, side, images), density in itertools.product(CONVOLUTIONS, DENSITIES):

@@ -62,7 +62,8 @@ def bench(
     Written to the folder:
       bench.json        machine, versions, commit, settings, every sample
       tables.md         the tables
-      *.png             speed over dense, roofline, winners, memory, growth
+      *.png             speed over the baseline, roofline, winners, memory,
+                        growth
 
     \b
     Exit codes:

@@ -2,13 +2,14 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from rsn2.nn.hold import changing
 from rsn2.nn.mixture import Mixture
 from rsn2.nn.names import check_task_name
 from rsn2_kernels import OwnerMap, SparsePattern
@@ -16,6 +17,14 @@ from rsn2_kernels import OwnerMap, SparsePattern
 
 class TaskError(LookupError):
     """A task does not exist, has nothing allocated, is there already, or none is active."""
+
+
+def no_task_is_active(tasks: Iterable[str]) -> TaskError:
+    """The error of a module that runs outside `use_task`, and has these tasks."""
+    return TaskError(
+        "no task is active: run inside rsn2.use_task(model, task), and there too a backward pass that runs the forward "
+        f"pass again (torch.utils.checkpoint). Tasks: {list(tasks)}."
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class MultitaskLayer(nn.Module, ABC):
             TaskError: if the task has none here.
         """
         if task is None:
-            raise TaskError(f"no task is active: run inside rsn2.use_task(model, task). Tasks: {list(self.slots)}.")
+            raise no_task_is_active(self.slots)
         if task not in self.slots:
             raise TaskError(
                 f"task {task!r} has nothing allocated here, in the {type(self).__name__} of weight shape "
@@ -182,13 +191,14 @@ class MultitaskLayer(nn.Module, ABC):
         if self.initial_bias is not None:
             start = self.initial_bias if bias is None else bias.detach().to(self.initial_bias)
             own_bias = nn.Parameter(start.clone())
-        self.owners.claim(slot, mask)  # the last that can fail
-        self.slots[task] = slot
-        self.densities[slot] = density
-        self._patterns[slot] = pattern
-        self.values[str(slot)] = values
-        if own_bias is not None:
-            self.biases[str(slot)] = own_bias
+        with changing(self):
+            self.owners.claim(slot, mask)  # the last that can fail
+            self.slots[task] = slot
+            self.densities[slot] = density
+            self._patterns[slot] = pattern
+            self.values[str(slot)] = values
+            if own_bias is not None:
+                self.biases[str(slot)] = own_bias
 
     def remove_task(self, task: str) -> None:
         """Take a task out; its positions are free as they were before it, unless other tasks share its slot.
@@ -196,15 +206,16 @@ class MultitaskLayer(nn.Module, ABC):
         Raises:
             TaskError: if the task has none here.
         """
-        slot = self.slot(task)
-        del self.slots[task]
-        if self.holders(slot):
-            return
-        self.owners.release(slot)
-        self._patterns.pop(slot, None)
-        del self.densities[slot], self.values[str(slot)]
-        if str(slot) in self.biases:
-            del self.biases[str(slot)]
+        with changing(self):
+            slot = self.slot(task)
+            del self.slots[task]
+            if self.holders(slot):
+                return
+            self.owners.release(slot)
+            self._patterns.pop(slot, None)
+            del self.densities[slot], self.values[str(slot)]
+            if str(slot) in self.biases:
+                del self.biases[str(slot)]
 
     def share_task(self, task: str, holder: str) -> None:
         """Give a new task the slot of another: the same positions, values and bias, without a copy.
@@ -212,8 +223,9 @@ class MultitaskLayer(nn.Module, ABC):
         Raises:
             TaskError: if the task is here already, or ``holder`` has nothing allocated. Nothing changes then.
         """
-        self._check_new(task)
-        self.slots[task] = self.slot(holder)
+        with changing(self):
+            self._check_new(task)
+            self.slots[task] = self.slot(holder)
 
     def alone(self, task: str) -> Self:
         """A finalized copy that holds one task, which is active in it, or none, if the task has nothing here."""
@@ -231,6 +243,7 @@ class MultitaskLayer(nn.Module, ABC):
             copied.values["0"].data.copy_(self.values[str(slot)].detach())
             if str(slot) in self.biases:
                 copied.biases["0"].data.copy_(self.biases[str(slot)].detach())
+            copied.pattern(0)  # its size depends on data, so neither an export nor torch.compile could make it
         else:
             copied.take_over(owners, {}, {}, has_pool=False)
         copied.active = task

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.nn.hold import STRUCTURE, changing
+from rsn2.nn.layer import MultitaskLayer, TaskError, no_task_is_active
 from rsn2.nn.mixture import Mixture
 from rsn2.nn.names import check_task_name
 
@@ -16,7 +17,8 @@ class PerTask(nn.Module):
 
     Two ways to make one:
 
-    * from a module per task, of any shapes: ``PerTask({"digits": nn.Linear(64, 256), "wine": nn.Linear(13, 256)})``;
+    * from a module per task, of any shapes: ``PerTask({"digits": nn.Linear(64, 256), "wine": nn.Linear(13, 256)})``.
+      Tasks that come later bring theirs to :meth:`add_task`, so that it may begin with none: ``PerTask({})``;
     * from one ``template``, copied for each task when it is allocated: ``PerTask(template=nn.LayerNorm(256))``.
 
     Attributes:
@@ -26,6 +28,7 @@ class PerTask(nn.Module):
             :func:`rsn2.use_tasks`.
 
     Raises:
+        TypeError: if what is given is no module.
         ValueError: if both or neither are given, two tasks' modules share a tensor, or one holds multitask layers or
             per-task modules, which know tasks themselves.
     """
@@ -34,26 +37,24 @@ class PerTask(nn.Module):
         super().__init__()
         if (modules is None) == (template is None):
             raise ValueError("PerTask: expected either a module per task or a template.")
-        for argument, given in (("modules", modules or {}), ("template", {"": template})):
-            for module in given.values():
-                _check_plain(argument, module)
+        if template is not None:
+            _check_plain("template", template)
+        for module in (modules or {}).values():
+            _check_plain("modules", module)
         self.by_task = nn.ModuleDict()
         self.template = copy.deepcopy(template).requires_grad_(False) if template is not None else None
         self._trainable = _trainable(template)
-        holders: dict[int, str] = {}
+        _check_apart("modules", modules or {})
         for task, module in (modules or {}).items():
             check_task_name(task)
-            for tensor in (*module.parameters(), *module.buffers()):
-                holder = holders.setdefault(id(tensor), task)
-                if holder != task:
-                    raise ValueError(f"modules: those of {holder!r} and {task!r} share a tensor.")
             self.by_task[_key(task)] = module
         self.active: str | Mixture | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that have a module here."""
-        return tuple(key.removeprefix("task_") for key in self.by_task)
+        with STRUCTURE:
+            return tuple(key.removeprefix("task_") for key in self.by_task)
 
     def of(self, task: str | None) -> nn.Module:
         """The module of a task.
@@ -62,7 +63,7 @@ class PerTask(nn.Module):
             TaskError: if the task has none here.
         """
         if task is None:
-            raise TaskError(f"no task is active: run inside rsn2.use_task(model, task). Tasks: {list(self.tasks)}.")
+            raise no_task_is_active(self.tasks)
         if _key(task) not in self.by_task:
             raise TaskError(f"task {task!r} has no module here. Tasks: {list(self.tasks)}.")
         return self.by_task[_key(task)]
@@ -78,25 +79,50 @@ class PerTask(nn.Module):
             raise TaskError("each sample has a task of its own here: no single module is active.")
         return self.of(self.active)
 
-    def add_task(self, task: str) -> None:
-        """Give a new task its copy of the template; what was frozen in the module given as template is frozen in it.
+    def add_task(self, task: str, module: nn.Module | None = None) -> None:
+        """Give a new task its module, before :func:`rsn2.allocate` gives it weights; by default a copy of the template.
+
+        ::
+
+            model[-1].add_task("news", nn.Linear(256, 20))  # a head of another size
+            rsn2.allocate(model, "news", 0.2, loss, batches)
+
+        Args:
+            task: a new name.
+            module: on the network's device and in its dtype, with no tensor of another task's module. It is put into
+                the mode that this module is in. None: a copy of the template, in which is frozen what was frozen in
+                the module that was given as template.
 
         Raises:
-            TaskError: if the task has a module here, or there is no template to copy.
+            TaskError: if the task has a module here, or there is neither a module nor a template to copy.
+            TypeError: if ``module`` is no module.
+            ValueError: if it shares a tensor with another task's module, or holds multitask layers or per-task modules.
         """
         check_task_name(task)
         if task in self.tasks:
             raise TaskError(f"task {task!r} has a module here already.")
-        if self.template is None:
+        if module is not None:
+            _check_plain("module", module)
+            _check_apart("module", {**{other: self.of(other) for other in self.tasks}, task: module})
+            module.train(self.training)
+        elif self.template is None:
             raise TaskError(f"task {task!r} has no module here, and there is no template. Tasks: {list(self.tasks)}.")
-        module = copy.deepcopy(self.template)
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in self._trainable)
-        self.by_task[_key(task)] = module
+        else:
+            module = copy.deepcopy(self.template)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in self._trainable)
+        with changing(self):
+            self.by_task[_key(task)] = module
 
     def remove_task(self, task: str) -> None:
-        """Drop a task's module."""
-        del self.by_task[_key(task)]
+        """Drop a task's module.
+
+        Raises:
+            TaskError: if the task has none here.
+        """
+        with changing(self):
+            self.of(task)
+            del self.by_task[_key(task)]
 
     def finalize(self) -> None:
         """Drop the template: no further task can be added."""
@@ -166,13 +192,25 @@ class MultitaskLayerNorm(PerTask):
         super().__init__(template=nn.LayerNorm(normalized_shape, **options))
 
 
-def _check_plain(argument: str, module: nn.Module | None) -> None:
-    for part in module.modules() if module is not None else ():
+def _check_plain(argument: str, module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{argument}: expected a module. Got {type(module).__name__}.")
+    for part in module.modules():
         if isinstance(part, MultitaskLayer | PerTask):
             raise ValueError(
                 f"{argument}: expected ordinary modules, all of which is one task's own. Got one with a "
                 f"{type(part).__name__}, which knows tasks itself."
             )
+
+
+def _check_apart(argument: str, modules: Mapping[str, nn.Module]) -> None:
+    """Raise if two tasks' modules hold the same tensor."""
+    holders: dict[int, str] = {}
+    for task, module in modules.items():
+        for tensor in (*module.parameters(), *module.buffers()):
+            holder = holders.setdefault(id(tensor), task)
+            if holder != task:
+                raise ValueError(f"{argument}: those of {holder!r} and {task!r} share a tensor.")
 
 
 def _trainable(template: nn.Module | None) -> frozenset[str]:

@@ -166,9 +166,9 @@ class MultitaskTransformerEncoder(nn.Module):
         src: Tensor,
         mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
+        is_causal: bool | None = None,
     ) -> Tensor:
-        """The encoder's output for the active task; arguments as for one layer."""
+        """The encoder's output for the active task; arguments as for one layer, and None for is_causal is False."""
         for layer in self.layers:
-            src = layer(src, mask, src_key_padding_mask, is_causal)
+            src = layer(src, mask, src_key_padding_mask, bool(is_causal))
         return src if self.norm is None else self.norm(src)

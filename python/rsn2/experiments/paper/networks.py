@@ -154,14 +154,15 @@ class Words(nn.Module):
 class Transformer(nn.Module):
     """One encoder layer over words; the mean over a text's words goes to the output layer.
 
-    Texts run in groups of similar length, each cut behind its longest, since padding is most of what is there.
+    On a CPU texts run in groups of similar length, each cut behind its longest, since padding is most of what is there.
+    A GPU takes all of them at once: many calls of as many lengths keep its host busier than padding keeps it.
 
     Args:
         task: whose embeddings these are; they are not pruned.
         words, length, size: numbers of words and places, size of their vectors.
         attention_heads, feed_forward, dropout: of the encoder layer.
         outputs: number of classes.
-        group: texts that run together.
+        group: texts that run together on a CPU.
     """
 
     def __init__(
@@ -190,7 +191,8 @@ class Transformer(nn.Module):
         there = place < lengths.unsqueeze(1)
         # All words of the batch at once: a look-up has a gradient as large as all embeddings.
         texts = list(self.words(x[order][there], place[there]).split(lengths.tolist()))
-        parts = [self._means(texts[first : first + self.group]) for first in range(0, len(texts), self.group)]
+        group = self.group if x.device.type == "cpu" else len(texts)
+        parts = [self._means(texts[first : first + group]) for first in range(0, len(texts), group)]
         out: Tensor = self.output(self.dropout(torch.cat(parts)[order.argsort()]))
         return out
 
