@@ -52,16 +52,13 @@ def demo() -> str:
 
 
 def speed() -> str:
-    """Operators against the dense library, one table per processor and number of threads."""
+    """Operators against the dense library, and where they lose, per processor and number of threads."""
     parts = []
     for path in sorted((ROOT / "results").glob("operators-*.json")):
-        content = json.loads(path.read_text())
-        machine = content["machine"]
-        about = f"torch {machine['torch']}, {machine['cpu']}, {machine['cpu_capability']}, {machine['cores']} cores"
-        parts.append(f"**`{path.name}`**: {about}.")
-        for threads in sorted({found["threads"] for found in content["results"]}):
-            rows = [operators.cells(found) for found in content["results"] if found["threads"] == threads]
-            parts += [f"{threads} thread{'s' if threads > 1 else ''}:", markdown.table(operators.COLUMNS, rows)]
+        results = Results.read(path)
+        speeds = operators.table(results)
+        parts += [f"### {path.stem}", " ".join(report.summary(results)), markdown.table(speeds.header, speeds.rows)]
+        parts.append(report.losses(results).markdown(level=4))
     return "\n\n".join(parts)
 
 
@@ -206,6 +203,7 @@ TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/gpu.md", "steps", gpu_tables.steps),
     ("docs/gpu.md", "training", gpu_tables.training),
     ("docs/gpu.md", "other products", gpu_tables.others),
+    ("docs/gpu.md", "bars", gpu_tables.bars),
     ("docs/gpu.md", "tiles of the product", gpu_tables.products),
     ("docs/gpu.md", "tiles of the sampled product", gpu_tables.sampled),
     ("docs/gpu.md", "small batches", gpu_tables.small_batches),
