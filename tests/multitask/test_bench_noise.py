@@ -104,8 +104,8 @@ def test_a_machine_on_which_a_call_differs_from_itself_is_too_noisy() -> None:
     assert not noisy.quiet and "TOO NOISY TO JUDGE" in str(noisy) and "in 5 of 20" in str(noisy)
     assert not noise.verdict([]).quiet
     sure, vague = noise.Ratio(2.0, 1.9, 2.1), noise.Ratio(2.0, 1.9, 2.5)
-    assert noise.verdict([0.01], [sure] * 9 + [vague]).quiet
-    assert not noise.verdict([0.01], [sure] * 8 + [vague] * 2).quiet
+    assert noise.verdict([0.01], [sure] * 6 + [vague] * 2).quiet
+    assert not noise.verdict([0.01], [sure] * 6 + [vague] * 3).quiet
     record = {"baseline": "a", "seconds": {"a": [1.0, 1.0], "a again": [2.0, 2.0], "b": [1.0, 1.0]}}
     assert noise.control_error(record) == 0.5 and noise.is_unsure(record, "b")
     assert noise.speed(record, "a again") == noise.speed(record, "a again", "b") == noise.Ratio(0.5, 0.5, 0.5)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -141,7 +142,9 @@ def _timed(case: Case, settings: Settings, probe: Probe | None, known: Record | 
         work = operators.work(case, settings.device, known["unavailable"] if known else None)
     else:
         work = _NETWORKS[case.op](case, settings.device)
-    once = warm(work.calls, device=settings.device, before=work.before)
+    once = warm(work.calls, device=settings.device, before=work.before, times=1 if known else 2)
+    if known:
+        once |= {name: median(known["seconds"][name]) for name in once if name in known["seconds"]}
     calls = _without_slow(work, once, settings.seconds)
     calls[work.baseline + CONTROL], once[work.baseline + CONTROL] = calls[work.baseline], once[work.baseline]
     before = work.before

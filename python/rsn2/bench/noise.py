@@ -16,7 +16,9 @@ CONTROL_ALLOWED = 0.05
 INTERVAL_ALLOWED = 0.1
 """How far from its median the interval of a ratio may reach, as a share of the median."""
 
-_CASES_ALLOWED = 0.1
+_OFF_ALLOWED = 0.1
+# Two runs of `rsn2 bench --quick` in which a sixth and a quarter were uncertain agreed within 10 % in 91 of 92 cases.
+_UNCERTAIN_ALLOWED = 0.25
 _CONFIDENCE = 0.95
 
 
@@ -47,8 +49,8 @@ class Verdict:
     """Whether a run can be judged.
 
     Attributes:
-        quiet: whether at most a tenth of the controls were off by more than CONTROL_ALLOWED, and at most a tenth of the
-            ratios are uncertain.
+        quiet: whether at most a tenth of the controls were off by more than CONTROL_ALLOWED, and at most a quarter of
+            the ratios are uncertain.
         cases: number of cases with a control.
         disagreeing: how many of these were off.
         typical: median of |ratio of a call to itself - 1|.
@@ -129,7 +131,7 @@ def verdict(errors: Sequence[float], ratios: Sequence[Ratio] = ()) -> Verdict:
         return Verdict(False, 0, 0, 0.0)
     off = sum(error > CONTROL_ALLOWED for error in errors)
     uncertain = sum(each.reach > INTERVAL_ALLOWED for each in ratios)
-    quiet = off <= _CASES_ALLOWED * len(errors) and uncertain <= _CASES_ALLOWED * len(ratios)
+    quiet = off <= _OFF_ALLOWED * len(errors) and uncertain <= _UNCERTAIN_ALLOWED * len(ratios)
     return Verdict(quiet, len(errors), off, statistics.median(errors), uncertain)
 
 

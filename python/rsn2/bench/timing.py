@@ -91,13 +91,17 @@ def interleaved(
 
 
 def warm(
-    calls: Mapping[str, Call], *, device: torch.device | str = "cpu", before: Mapping[str, Call] | None = None
+    calls: Mapping[str, Call],
+    *,
+    device: torch.device | str = "cpu",
+    before: Mapping[str, Call] | None = None,
+    times: int = 2,
 ) -> dict[str, float]:
-    """Call each candidate twice. Seconds of the second: the first builds."""
+    """Call each candidate that often. Seconds of the last time: the first builds."""
     measure, before = clock(device), before or {}
     found = {}
     for name, call in calls.items():
-        for _ in range(2):
+        for _ in range(times):
             if name in before:
                 before[name]()
             found[name] = max(measure(call, 1), 1e-9)
