@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    machine.keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images, labels = read(arguments.data_dir / "mnist")

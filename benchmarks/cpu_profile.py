@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ import torch
 
 import operators
 import rsn2_kernels as rk
-from rsn2.machine import facts as machine
+from rsn2 import machine
+from rsn2.bench.baselines import ours
+from rsn2.bench.products import Problem
 
 LIBRARY = Path(rk.__file__).parent / "lib" / "librsn2_cpu.so"
 DENSITY = 0.1
@@ -79,16 +82,11 @@ def run_one(workload: str, training: bool, seconds: float) -> None:
     """Call a packed operator for a while: what perf looks at."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    problem = operators.PROBLEMS[workload]
-    x = torch.randn(problem.x).requires_grad_()
-    calls, inputs = operators.runners(x, torch.randn(problem.weight), torch.rand(problem.weight) < DENSITY)
-    call = calls["packed"]
-    if training:
-        call = operators.training_step(call, inputs["packed"], torch.randn_like(call()))  # type: ignore[assignment]
+    machine.keep_memory()
+    call = ours(Problem(replace(operators.PROBLEMS[workload], density=DENSITY, training=training))).call(training)
     end = time.perf_counter() + seconds
-    with torch.set_grad_enabled(training):
-        while time.perf_counter() < end:
-            call()
+    while time.perf_counter() < end:
+        call()
 
 
 def shares(workload: str, training: bool, seconds: float) -> dict[str, float]:
@@ -139,7 +137,7 @@ def busiest_loop(body: list[Instruction]) -> list[Instruction]:
 
 def loops() -> dict[str, dict[str, float]]:
     """Loop -> instructions, loads and shuffles per multiplication of vectors; of those that this machine runs."""
-    isa = {"AVX512": "avx512", "AVX2": "avx2"}[str(machine()["cpu_capability"])]
+    isa = {"AVX512": "avx512", "AVX2": "avx2"}[str(machine.facts()["cpu_capability"])]
     vectors = 4 if isa == "avx512" else 8
     bodies = functions()
     found = {}
@@ -176,7 +174,7 @@ def main() -> None:
         run_one(arguments.run, arguments.training, arguments.seconds)
         return
     content = {
-        "machine": machine(),
+        "machine": machine.facts(),
         "density": DENSITY,
         "loops": loops(),
         "shares": {
