@@ -36,6 +36,5 @@ def measure_peaks(dtypes: list[str], device: torch.device | str = "cpu", seconds
 
 def best_of(measured: Sequence[Mapping[str, float]]) -> Peaks:
     """The best of several measurements: less is contention."""
-    return {
-        name: max(each[name] for each in measured if name in each) for name in {k for each in measured for k in each}
-    }
+    names = dict.fromkeys(name for each in measured for name in each)
+    return {name: max(each[name] for each in measured if name in each) for name in names}
