@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -233,6 +234,33 @@ SMALL: dict[str, Case] = {
     "grouped_linear": GroupedCase(4, 5, 7, (6,), 0.5),
 }
 """One small problem per operator, for what does not depend on sizes."""
+
+
+class Tasks:
+    """Three tasks of one 6 x 8 layer in the widest type, the last without rows; values and biases are leaves."""
+
+    def __init__(self, backend: str = "reference") -> None:
+        dtype = widest(backend)
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return drawn.to(device, dtype).requires_grad_()
+
+        self.ps = [rk.SparsePattern.from_mask(random_mask(6, 8, 0.4, seed).to(device)) for seed in range(3)]
+        self.vs = [normal(each.nnz) for each in self.ps]
+        self.biases = [normal(6) for _ in self.ps]
+        self.x, self.dy = normal(7, 8), normal(7, 6).detach()
+        self.task_of_row = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=device)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.x, *self.vs, *self.biases]
+
+    def call(self, backend: str | None, **changed: Any) -> Tensor:
+        """The call, with ``changed`` arguments."""
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in ("x", "vs", "ps", "task_of_row", "biases")}
+        return rk.grouped_linear(**(arguments | {"backend": backend} | changed))
 
 
 def _layouts(case: Case) -> tuple[str, str, str]:
