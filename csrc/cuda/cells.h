@@ -1,7 +1,6 @@
 // x as the matrix-vector kernel keeps it in shared memory, and products with it.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -46,12 +45,12 @@ __device__ __forceinline__ void add_product(float (&sum)[N], float value, const 
   }
 }
 
-// Neighbouring columns of N rows of x, as a thread loads them: at most 32 bytes of cells, so that at most two threads at
-// a time write to the same banks.
+// Neighbouring columns of N rows of x, as a thread loads them.
 template <class T, int N>
 struct Columns {
-  static constexpr int kCount = std::min(32 / sizeof(Cell<T, N>), 16 / sizeof(T));
-  Pack<T, kCount> rows[N];
+  static constexpr int kCount = N * sizeof(T) > 16 ? 4 : 8;  // so few that their cells stay in registers
+  static constexpr int kPack = kCount * sizeof(T) > 16 ? 16 / sizeof(T) : kCount;
+  Pack<T, kPack> packs[N][kCount / kPack];
 
   // Of rows `row` on; 0 past the batch and the columns.
   __device__ __forceinline__ void load(const Product<T>& product, int row, int column) {
@@ -59,13 +58,16 @@ struct Columns {
     for (int n = 0; n < N; ++n) {
       const T* const from = product.x + (row + n) * product.x_stride + column;
       const int columns = row + n < product.batch ? product.weight.cols - column : 0;
-      rows[n] = {};
-      if (columns >= kCount) {
-        rows[n] = load_pack<T, kCount>(from);
-      } else {
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-          if (j < columns) rows[n].at[j] = from[j];
+      for (int p = 0; p < kCount / kPack; ++p) {
+        packs[n][p] = {};
+        if (columns >= (p + 1) * kPack) {
+          packs[n][p] = load_pack<T, kPack>(from + p * kPack);
+        } else {
+#pragma unroll
+          for (int j = 0; j < kPack; ++j) {
+            if (p * kPack + j < columns) packs[n][p].at[j] = from[p * kPack + j];
+          }
         }
       }
     }
@@ -76,8 +78,9 @@ struct Columns {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) found[j].set(n, rows[n].at[j]);
+      for (int j = 0; j < kCount; ++j) found[j].set(n, packs[n][j / kPack].at[j % kPack]);
     }
+    // All at once: cell by cell, neighbouring threads would meet in the banks.
     constexpr int kWords = sizeof(found) / 16;
     uint4 words[kWords];
     memcpy(words, found, sizeof found);
