@@ -45,7 +45,8 @@ _INTRO = (
     "is the first of these seconds over the second. The seconds are the mean of the medians of those seeds whose files "
     "have one; where none has, of all epochs. Tasks that were trained at once share their seconds; their ratio is over "
     "the seconds of their controls together. All seconds are wall time on a machine with other work; where the seeds "
-    "ran on different machines, the table has none.",
+    "ran on different machines, the table has none. Minutes are too, and count what held a run up: seed 0 of "
+    "experiment 6 stood still for more than an hour.",
     "What a note says of settings that were tried beforehand was written down with the runs: no results file has the "
     "losses of these trials.",
 )
