@@ -147,6 +147,13 @@ def test_seconds_of_different_machines_are_not_averaged(tmp_path: Path) -> None:
     assert first in text(tmp_path) and second in text(tmp_path)
 
 
+def test_a_run_that_waited_is_told(tmp_path: Path) -> None:
+    waited = changed(1, epochs=10, seconds=61.0, epoch_seconds=4.0)
+    said = text(write(tmp_path, changed(0, epochs=10, seconds=59.0, epoch_seconds=4.0), waited))
+    assert "more than 1.5 times what they take at their median: seed 1." in said
+    assert "Held up" not in text(write(tmp_path, changed(1, epochs=10, seconds=59.0, epoch_seconds=4.0)))
+
+
 def test_rates_that_were_sought_for_the_network_alone_are_said_below_the_table(tmp_path: Path) -> None:
     for number in (5, 6):
         (tmp_path / f"experiment-{number}-seed-0.json").write_text(json.dumps(result(number)))

@@ -28,6 +28,8 @@ MSE_ALLOWED = 1.1
 # More columns than this are no table that one reads.
 _MOST_CLASSES = 10
 _ROUNDING = 1e-9
+HELD_UP = 1.5
+"""Times the median of its epochs, all together, from which a training counts as held up."""
 
 _INTRO = (
     "The paper's six experiments, on real data: several tasks in one network, each on its own weights (RSN2), against "
@@ -45,8 +47,7 @@ _INTRO = (
     "is the first of these seconds over the second. The seconds are the mean of the medians of those seeds whose files "
     "have one; where none has, of all epochs. Tasks that were trained at once share their seconds; their ratio is over "
     "the seconds of their controls together. All seconds are wall time on a machine with other work; where the seeds "
-    "ran on different machines, the table has none. Minutes are too, and count what held a run up: seed 0 of "
-    "experiment 6 stood still for more than an hour.",
+    "ran on different machines, the table has none. Minutes are the sum of all epochs, and count what held a run up.",
     "What a note says of settings that were tried beforehand was written down with the runs: no results file has the "
     "losses of these trials.",
 )
@@ -315,7 +316,22 @@ def _machines(places: Mapping[str, Sequence[Result]]) -> list[str]:
             f"{seeds if len(places) > 1 else ''}{place}; {', '.join(torch)}; {minutes['network']:.1f} minutes of "
             f"training a run, and {minutes['controls']:.1f} of its controls."
         )
+        if held := [str(result["seed"]) for result in results if _was_held_up(result)]:
+            lines[-1] += (
+                f" Held up by other work, so that all epochs took more than {HELD_UP:g} times what they take at their "
+                f"median: seed{'s' if len(held) > 1 else ''} {', '.join(held)}."
+            )
     return lines
+
+
+def _was_held_up(result: Result) -> bool:
+    """Whether a training of a run, or of its controls, took much longer than its epochs at their median."""
+    return any(
+        row[f"{part}seconds"] > HELD_UP * row[f"{part}epochs"] * median
+        for row in result["rows"]
+        for part in ("", "control_")
+        if (median := row.get(f"{part}epoch_seconds"))
+    )
 
 
 # The appendix
