@@ -145,7 +145,7 @@ def _timed(case: Case, settings: Settings, probe: Probe | None, known: Record | 
     once = warm(work.calls, device=settings.device, before=work.before, times=1 if known else 2)
     if known:
         once |= {name: median(known["seconds"][name]) for name in once if name in known["seconds"]}
-    calls = _without_slow(work, once, settings.seconds)
+    calls = dict(work.calls) if known else _without_slow(work, once, settings.seconds)
     calls[work.baseline + CONTROL], once[work.baseline + CONTROL] = calls[work.baseline], once[work.baseline]
     before = work.before
     if settings.cold:
