@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ FEATURES = {
         "call",
         "owned weights",
         "positions",
-        "positions, for several rows",
+        "positions beyond the cache, for several rows",
         "(rows + columns) x batch",
         "positions x batch",
     ),
@@ -32,8 +32,8 @@ FEATURES = {
     "cpu by bits": ("call", "owned weights", "positions"),
 }
 """What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
-row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines. Dense libraries have
-a product of their own for one row, so that some take longer for two rows than for twice one."""
+row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines. A dense library that
+multiplies several rows copies the weight to another order, from as far as it lies."""
 
 OPERATORS = ("linear", "conv2d")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -41,8 +41,13 @@ PRODUCTS = ("forward", "dx", "dvalues")
 KINDS = tuple(itertools.product(OPERATORS, DTYPES, PRODUCTS))
 """What costs are of: an operator, the type of its operands, and which of its products."""
 
-# Numbers of four bytes in a cache line.
+DOUBT = 1.1
+"""What the predicted seconds of `dense` are multiplied by, so that `cpu` runs where both are about equal: an expanded
+weight costs half as much again where it happens to lie badly in memory, and the sparse kernels hardly vary."""
+
+# Numbers of four bytes in a cache line, and positions of a weight that stay in a core's own cache, 1 MB of float32.
 _LINE = 16
+_CACHED = 1 << 18
 _BUILT_IN = Path(__file__).with_name("cpu_costs.json")
 
 Table = Mapping[tuple[str, torch.dtype, str], Mapping[str, tuple[float, ...]]]
@@ -67,7 +72,8 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     nnz = weight.nnz
     tasks = weight.stacks
     each, positions = -(-batch // tasks), tasks * rows * cols
-    dense = (tasks, nnz, positions, positions if each > 1 else 0, (rows + cols) * batch, rows * cols * batch)
+    beyond = tasks * max(0, rows * cols - _CACHED) if each > 1 else 0
+    dense = (tasks, nnz, positions, beyond, (rows + cols) * batch, rows * cols * batch)
     if by_bits:
         return {"dense": dense, "cpu by bits": (tasks, nnz, positions)}
     # Several rows of x are multiplied by the cache line.
@@ -76,7 +82,7 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
 
 
 def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, product: str) -> dict[str, float]:
-    """Predicted seconds of one of PRODUCTS of "linear" or "conv2d" by each backend.
+    """Predicted seconds of one of PRODUCTS of "linear" or "conv2d" by each backend, those of "dense" with DOUBT.
 
     More threads speed up both sides alike, and are left out.
     """
@@ -85,9 +91,15 @@ def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, product: 
     known = COSTS.table[op, dtype, product]
     by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
     return {
-        backend.partition(" ")[0]: 1e-9 * sum(cost * much for cost, much in zip(known[backend], amounts, strict=True))
+        backend.partition(" ")[0]: predicted(backend, known[backend], amounts)
         for backend, amounts in features(weight, batch, by_bits).items()
     }
+
+
+def predicted(name: str, costs: Sequence[float], amounts: Sequence[float]) -> float:
+    """Seconds of one of FEATURES for its costs in nanoseconds, with DOUBT where it is "dense"."""
+    total = sum(cost * much for cost, much in zip(costs, amounts, strict=True))
+    return 1e-9 * total * (DOUBT if name == "dense" else 1.0)
 
 
 def processor() -> str:

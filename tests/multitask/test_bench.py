@@ -127,7 +127,9 @@ def test_results_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     later = record(case, FAST, PEAKS, known=first)
     assert {*later["seconds"]} == {*first["seconds"]} and later["unavailable"] == first["unavailable"]
     # Whatever the first pass took for them: what it sampled is sampled again.
-    seconds = {name: [1.0 if name.startswith("rsn2 ") else each for each in of] for name, of in first["seconds"].items()}
+    seconds = {
+        name: [1.0 if name.startswith("rsn2 ") else each for each in of] for name, of in first["seconds"].items()
+    }
     slow = record(case, FAST, PEAKS, known=first | {"seconds": seconds})
     assert {*slow["seconds"]} == {*first["seconds"]}
     assert merged(first, later)["error"] == first["error"] and not later["error"]

@@ -1,10 +1,13 @@
 """What the CPU's backends cost on this machine: the constants by which `backend=None` chooses, and how well it does.
 
 The three products of the `dense` and `cpu` backends are timed on one thread, over shapes, densities, batches and
-dtypes; costs that are not negative are fitted to them by least squares on the relative error.
+dtypes; costs that are not negative are fitted to them by least squares on the relative error. Between two calls stands
+what another layer of that size would leave in the caches: an expanded weight that is found in a cache costs half of one
+that is not.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,6 +38,9 @@ CONVOLUTIONS = (
     (64, 64, 28, 4),
     (128, 64, 7, 16),
     (64, 64, 28, 64),
+    (64, 64, 14, 1),
+    (256, 256, 7, 1),
+    (256, 256, 7, 16),
 )
 _GEOMETRY = checked_geometry(3, 1, 1, 1, 1)
 
@@ -46,12 +52,14 @@ class Product(NamedTuple):
         density: of its weight.
         pattern: of its weight.
         batch: columns that the weight is multiplied with.
+        bytes: of the dense weight, the input and the output.
         calls: name of `cpu_cost.FEATURES` -> the call by that backend.
     """
 
     density: float
     pattern: rk.SparsePattern
     batch: int
+    bytes: int
     calls: dict[str, Callable[[], Tensor]]
 
 
@@ -65,7 +73,8 @@ def products(op: str, dtype: torch.dtype, product: str) -> Iterator[Product]:
         by_bits = batch == 1 and dtype != torch.float64 and cpu.is_worth_bits(pattern)
         names = {"dense": "dense", "cpu by bits" if by_bits else "cpu": "cpu"}
         calls = {name: _call(op, product, backend, pattern, values, *operands) for name, backend in names.items()}
-        return Product(density, pattern, batch, calls)
+        size = dtype.itemsize * (rows * cols + math.prod(x) + math.prod(dy))
+        return Product(density, pattern, batch, size, calls)
 
     if op == "linear":
         sizes = [*itertools.product(LINEAR, DENSITIES, BATCHES), *itertools.product((LARGE,), DENSITIES, (1,))]
@@ -133,7 +142,9 @@ class _Timed(NamedTuple):
 def _timed(op: str, dtype: torch.dtype, product: str, seconds: float) -> Iterator[_Timed]:
     for each in products(op, dtype, product):
         amounts = cpu_cost.features(each.pattern, each.batch, "cpu by bits" in each.calls)
-        yield _Timed(each.density, amounts, medians(each.calls, seconds))
+        # Another layer's operands, and their gradients.
+        others = torch.ones(2 * each.bytes // 4)
+        yield _Timed(each.density, amounts, medians(each.calls, seconds, before=dict.fromkeys(each.calls, others.sum)))
 
 
 def _fitted(timed: list[_Timed]) -> dict[str, Any]:
@@ -149,7 +160,10 @@ def _fitted(timed: list[_Timed]) -> dict[str, Any]:
     gains: dict[float, list[float]] = {}
     for each in timed:
         (other,) = each.seconds.keys() - {"dense"}
-        predicted = {name: float(np.dot(costs[name], each.amounts[name])) for name in ("dense", other)}
+        predicted = {
+            name: cpu_cost.predicted(name, (1e9 * costs[name]).tolist(), each.amounts[name])
+            for name in ("dense", other)
+        }
         chosen = min(predicted, key=predicted.__getitem__)
         reached.append(min(each.seconds.values()) / each.seconds[chosen])
         gains.setdefault(each.density, []).append(each.seconds["dense"] / each.seconds[other])

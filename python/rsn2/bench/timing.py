@@ -108,12 +108,17 @@ def warm(
     return found
 
 
-def medians(calls: Mapping[str, Call], seconds: float = 0.2, rounds: int = 5) -> dict[str, float]:
+def medians(
+    calls: Mapping[str, Call], seconds: float = 0.2, rounds: int = 5, before: Mapping[str, Call] | None = None
+) -> dict[str, float]:
     """Median seconds of one call of each candidate on the CPU; the arguments are those of :func:`interleaved`.
 
     Rounds on a core that something else slows are taken again, for as long as the candidates themselves take.
     """
-    found = interleaved(calls, seconds, rounds, probe=shared_probe(), patience=seconds * len(calls))
+    patience = seconds * len(calls)
+    found = interleaved(
+        calls, seconds, rounds, before=before, primed=before is None, probe=shared_probe(), patience=patience
+    )
     return {name: statistics.median(samples) for name, samples in found.items()}
 
 
