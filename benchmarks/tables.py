@@ -188,8 +188,9 @@ def benchmarks() -> str:
     parts = []
     for path in sorted((ROOT / "results").glob("bench-*.json")):
         results = Results.read(path)
+        brief = results.about["settings"]["grid"] == "full"
         parts += [f"### {path.stem.removeprefix('bench-')}", *report.summary(results)]
-        parts += [table.markdown(level=4) for table in report.tables(results)]
+        parts += [table.markdown(level=4) for table in report.tables(results, brief=brief)]
     return "\n\n".join(parts) or "There is no such file yet."
 
 

@@ -29,11 +29,12 @@ FEATURES = {
         "positions x batch",
     ),
     "cpu": ("call", "owned weights", "rows x batch", "columns x batch", "owned weights x lines"),
-    "cpu by bits": ("call", "owned weights", "positions"),
+    "cpu by bits": ("call", "owned weights", "positions", "positions x rows of x"),
 }
-"""What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of one
-row of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines. A dense library that
-multiplies several rows copies the weight to another order, from as far as it lies."""
+"""What the predicted time of a backend is a sum of: expansion and dense product; packing and sparse product; or, of few
+rows of x, a product by the bits of the mask. "lines" is the batch, filled up to whole cache lines; "rows of x" are
+filled up to a power of two. A dense library that multiplies several rows copies the weight to another order, from as
+far as it lies."""
 
 OPERATORS = ("linear", "conv2d")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -75,7 +76,8 @@ def features(weight: CsrIndex, batch: int, by_bits: bool = False) -> dict[str, t
     beyond = tasks * max(0, rows * cols - _CACHED) if each > 1 else 0
     dense = (tasks, nnz, positions, beyond, (rows + cols) * batch, rows * cols * batch)
     if by_bits:
-        return {"dense": dense, "cpu by bits": (tasks, nnz, positions)}
+        filled = each if each <= 2 else 4 if each <= 4 else 8
+        return {"dense": dense, "cpu by bits": (tasks, nnz, positions, positions * filled)}
     # Several rows of x are multiplied by the cache line.
     lines = each if each == 1 else -(-each // _LINE) * _LINE
     return {"dense": dense, "cpu": (tasks, nnz, rows * batch, cols * batch, nnz * lines)}
@@ -89,7 +91,7 @@ def seconds(op: str, weight: CsrIndex, batch: int, dtype: torch.dtype, product: 
     if cpu.unavailable is not None or (op, dtype, product) not in COSTS.table:
         return {"dense": 0.0}
     known = COSTS.table[op, dtype, product]
-    by_bits = "cpu by bits" in known and batch <= weight.stacks and cpu.is_worth_bits(weight)
+    by_bits = "cpu by bits" in known and cpu.is_worth_bits(weight, -(-batch // weight.stacks), product)
     return {
         backend.partition(" ")[0]: predicted(backend, known[backend], amounts)
         for backend, amounts in features(weight, batch, by_bits).items()

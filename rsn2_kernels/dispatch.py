@@ -23,6 +23,9 @@ from rsn2_kernels.tracing import is_traced
 
 OPERATORS = ("linear", "conv2d", "grouped_linear")
 
+# Columns that a graph for all batches is predicted to multiply with.
+_TYPICAL_BATCH = 64
+
 # Calls that one weight remembers the backend and index of: enough for the batch sizes of a program.
 _REMEMBERED = 64
 
@@ -104,7 +107,7 @@ def index(
 ) -> list[Tensor]:
     """The index tensors that a backend reads: those of the weight, and what the backend derives from them.
 
-    ``with_words``: the sum for one row of x may run in another order than in a larger batch, where that is faster.
+    ``with_words``: the sums for few rows of x may run in another order than in a larger batch, where that is faster.
     """
     if backend in _OF_PRODUCTS and backend != "dense":
         return cpu.index(weight, with_columns, geometry, with_words)
@@ -160,16 +163,29 @@ def resolve(
         # In one step: another thread may clear it.
         if (remembered := known.get(key)) is not None:
             return remembered
+    elif backend is None:
+        batch = _as_number(batch)
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
-    # Of a stack, any task may have one row; a mixture copies by them; a convolution itself reads none.
-    single = geometry is None and (batch == 1 or weight.stacks > 1)
-    with_words = backend is None and (single or "/" in name)
+    with_words = backend is None and _reads_words(name, weight, batch, geometry)
     found = name, index(name, weight, with_columns, geometry, with_words)
     if not is_traced():
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found
     return found
+
+
+def _as_number(batch: int) -> int:
+    """The batch to choose a backend for, where a traced one may be symbolic: to compare it would bound the graph's."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415 slow to import
+
+    return batch if has_static_value(batch) else _TYPICAL_BATCH
+
+
+def _reads_words(name: str, weight: CsrIndex, batch: int, geometry: ConvGeometry | None) -> bool:
+    """Whether a call that asks for no backend may go by the words of a mask, or copies by them, as mixtures do."""
+    # Of a stack, any task may have few rows. A convolution itself reads none.
+    return "/" in name or (geometry is None and (weight.stacks > 1 or batch <= cpu.BIT_BATCH))
 
 
 def explain(

@@ -45,7 +45,8 @@ const Microkernels& choose() {
 std::vector<const Microkernels*> available_microkernels() {
   std::vector<const Microkernels*> available;
 #ifdef RSN2_HAVE_X86_KERNELS
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   const bool bf16 = __builtin_cpu_supports("avx512bf16");

@@ -131,20 +131,36 @@ class BatchSink final : public PanelSink<AccumulatorOf<S>> {
   int64_t batch_, rows_, width_;
 };
 
-// Whether a product in float goes by the bits of the weight's mask.
-template <class I>
-bool goes_by_bits(const Context& context, const Csr<I>& weight, int64_t batch) {
-  return batch == 1 && weight.words && context.kernels.bits;
+// The features of a batch as floats, [positions, features], zeros behind the batch.
+template <class S>
+Buffer<float> float_rows(const MatrixView<S>& x, int64_t positions) {
+  Buffer<float> rows(positions * x.features);
+  for (int64_t b = 0; b < x.batch; ++b) {
+    widen_run(x.data + b * x.batch_stride, x.feature_stride, x.features, rows.data() + b * x.features);
+  }
+  std::fill(rows.data() + x.batch * x.features, rows.data() + positions * x.features, 0.0f);
+  return rows;
 }
 
-// The features of a batch of one, with zeros behind them up to whole words of columns.
+// Calls run(position, first feature, features) for each word of each position.
+template <class Run>
+void for_words(int64_t features, int64_t positions, const Run& run) {
+  for (int64_t first = 0; first < features; first += kWordColumns) {
+    for (int64_t b = 0; b < positions; ++b) run(b, first, std::min(kWordColumns, features - first));
+  }
+}
+
+// The features of a batch as floats [words, positions, 64], zeros behind the features and the batch.
 template <class S>
-Buffer<float> single_row(const MatrixView<S>& x) {
-  const int64_t size = round_up(x.features, kWordColumns);
-  Buffer<float> row(size);
-  widen_run(x.data, x.feature_stride, x.features, row.data());
-  std::fill(row.data() + x.features, row.data() + size, 0.0f);
-  return row;
+Buffer<float> float_words(const MatrixView<S>& x, int64_t positions) {
+  Buffer<float> words(positions * round_up(x.features, kWordColumns));
+  for_words(x.features, positions, [&](int64_t b, int64_t first, int64_t count) {
+    float* const word = words.data() + first * positions + b * kWordColumns;
+    const int64_t there = b < x.batch ? count : 0;
+    if (there) widen_run(x.data + b * x.batch_stride + first * x.feature_stride, x.feature_stride, there, word);
+    std::fill(word + there, word + kWordColumns, 0.0f);
+  });
+  return words;
 }
 
 }  // namespace
@@ -153,11 +169,11 @@ template <class S, class I>
 void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr<I>& weight, S* y) {
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
-    if (goes_by_bits(context, weight, x.batch)) {
-      const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
-      const Buffer<float> sums(weight.rows), features = single_row(x);
-      multiply_bits(context, weight, wide_values.data(), wide_bias.data(), features.data(), sums.data());
-      return narrow_run(sums.data(), weight.rows, y, 1);
+    if (goes_by_bits(context, weight, x.batch, kBitsForward)) {
+      const int64_t positions = bit_positions(x.batch);
+      const Buffer<float> sums(positions * weight.rows), features = float_words(x, positions);
+      multiply_bits(context, weight, values, wide_bias.data(), positions, features.data(), sums.data());
+      return narrow_run(sums.data(), x.batch * weight.rows, y, 1);
     }
   }
   with_panel_type<S>(context, x.batch, [&](auto element) {
@@ -177,14 +193,18 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   using T = AccumulatorOf<S>;
   // The values in column order come from all over memory, which a small batch does not make up for.
   if (dy.batch <= kLineElements<T>) {
-    const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
     if constexpr (std::is_same_v<T, float>) {
-      if (goes_by_bits(context, weight, dy.batch)) {
-        const Buffer<float> sums(weight.row_words * kWordColumns), gradient = single_row(dy);
-        multiply_bits_transposed(context, weight, wide_values.data(), gradient.data(), sums.data());
-        return narrow_run(sums.data(), transposed.cols, dx, 1);
+      if (goes_by_bits(context, weight, dy.batch, kBitsBackward)) {
+        const int64_t positions = bit_positions(dy.batch);
+        const Buffer<float> sums(positions * weight.row_words * kWordColumns), gradient = float_rows(dy, positions);
+        multiply_bits_transposed(context, weight, values, positions, gradient.data(), sums.data());
+        return for_words(transposed.cols, dy.batch, [&](int64_t b, int64_t first, int64_t count) {
+          const float* const word = sums.data() + first * positions + b * kWordColumns;
+          narrow_run(word, count, dx + b * transposed.cols + first, 1);
+        });
       }
     }
+    const WidenedValues<S> wide_values(context.parallel, values, weight.nnz);
     const SparseRows<T, I> rows{weight.rows, weight.nnz, weight.crow, weight.col, wide_values.data(), nullptr};
     return multiply_transposed(context, rows, transposed.cols,
                                BatchSource<T, S>(context.kernels, dy, kMultiplyWidth<T>),
@@ -214,14 +234,14 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
 template <class S, class I>
 void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr<I>& weight,
                     S* dvalues) {
-  const NarrowedValues<S> sums(dvalues, weight.nnz);
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
-    if (goes_by_bits(context, weight, dy.batch)) {
-      const Buffer<float> gradient = single_row(dy), features = single_row(x);
-      sample_bits(context, weight, gradient.data(), features.data(), sums.data());
-      return sums.finish(context.parallel);
+    if (goes_by_bits(context, weight, dy.batch, kBitsBackward)) {
+      const int64_t positions = bit_positions(dy.batch);
+      const Buffer<float> gradient = float_rows(dy, positions), features = float_words(x, positions);
+      return sample_bits(context, weight, positions, gradient.data(), features.data(), dvalues);
     }
   }
+  const NarrowedValues<S> sums(dvalues, weight.nnz);
   sums.clear();
   with_panel_type<S>(context, dy.batch, [&](auto element) {
     using P = decltype(element);

@@ -8,6 +8,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 #include "microkernel.h"
+#include "microkernel/bit_products.h"
 #include "microkernel/bits.h"
 #include "microkernel/copies.h"
 #include "microkernel/product_single.h"
@@ -32,12 +33,10 @@ void multiply(const Product<T, I>& p) {
 }
 
 #if defined(__AVX2__)
-const BitKernels bits = {
-    [](const BitProduct& p) { p.nnz > kCachedValues ? multiply_bits<true>(p) : multiply_bits<false>(p); },
-    [](const BitScatter& p) { p.nnz > kCachedValues ? scatter_bits<true>(p) : scatter_bits<false>(p); },
-    [](const BitSample& p) {
-      p.mask.begin[p.row_end] - p.mask.begin[p.row_begin] > kCachedValues ? sample_bits<true>(p) : sample_bits<false>(p);
-    },
+constexpr BitKernels bits = {
+    bit_products<float>(),
+    bit_products<Half>(),
+    bit_products<BFloat16>(),
     {expand_bits<float>, gather_bits<float>},
     {expand_bits<uint16_t>, gather_bits<uint16_t>},
 };

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "storage.h"
+
 namespace rsn2::cpu {
 
 // Where several positions stand side by side, a width is a multiple of one cache line; a single one has width 1.
@@ -100,37 +102,47 @@ struct BitMask {
   int64_t row_words;
 };
 
-// Product on a single position: out[r - row_begin] for r in [row_begin, row_end), with x [row_words * 64] and zeros
-// beyond the columns. The sum runs in an order of its own, the same wherever the row stands.
+// Product on 1, 2, 4 or 8 positions, of weights stored as S, in float: out[b * out_stride + r - row_begin] for r in [row_begin, row_end), b in
+// [0, positions), with x [row_words, positions, 64] and zeros beyond the columns. The sum runs in an order of its own, the
+// same wherever the row stands and whatever is computed beside it.
+template <class S>
 struct BitProduct {
   BitMask mask;
-  const float* values;
+  const S* values;
   int64_t nnz;
   const float* bias;  // null: none
   int64_t row_begin, row_end;
+  int64_t positions;
   const float* x;
   float* out;
+  int64_t out_stride;
 };
 
-// ScatteredProduct on a single position, to the columns of words [word_begin, word_end); out [row_words * 64].
+// ScatteredProduct on as many, to the columns of words [word_begin, word_end); rows [positions, row_count], out [row_words,
+// positions, 64].
+template <class S>
 struct BitScatter {
   BitMask mask;
-  const float* values;
+  const S* values;
   int64_t nnz;
   int64_t row_count;
   int64_t word_begin, word_end;
+  int64_t positions;
   const float* rows;
   float* out;
 };
 
-// SampledProduct on a single position, for the weights of rows [row_begin, row_end): out[k] = rows[r] * x[column of k],
-// with x as for BitProduct.
+// SampledProduct on as many, for the weights of rows [row_begin, row_end): out[k] is the sum over b, in its order, of
+// rows[b * row_count + r] * x[b][column of k], with x as for BitProduct.
+template <class S>
 struct BitSample {
   BitMask mask;
+  int64_t row_count;
   int64_t row_begin, row_end;
+  int64_t positions;
   const float* rows;
   const float* x;
-  float* out;
+  S* out;
 };
 
 // dense [rows, cols] = values where the weight is, 0 elsewhere, for rows [row_begin, row_end). S: of as many bytes.
@@ -176,10 +188,17 @@ struct BitCopies {
   void (*gather)(const BitGather<S>&);
 };
 
+template <class S>
+struct BitProducts {
+  void (*multiply)(const BitProduct<S>&);
+  void (*scatter)(const BitScatter<S>&);
+  void (*sample)(const BitSample<S>&);
+};
+
 struct BitKernels {
-  void (*multiply)(const BitProduct&);
-  void (*scatter)(const BitScatter&);
-  void (*sample)(const BitSample&);
+  BitProducts<float> of_float;
+  BitProducts<Half> of_half;
+  BitProducts<BFloat16> of_bfloat16;
   BitCopies<float> four_bytes;
   BitCopies<uint16_t> two_bytes;
 };

@@ -9,15 +9,9 @@
 #include <cstring>
 #include <type_traits>
 
+#include "storage.h"
+
 namespace rsn2::cpu {
-
-struct Half {
-  uint16_t bits;
-};
-
-struct BFloat16 {
-  uint16_t bits;
-};
 
 template <class S>
 struct Accumulator {
@@ -42,6 +36,13 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
+// One of two, by arithmetic: a compiler computes what `condition ? yes : no` needs behind a branch, and vectorizes no loop
+// over that.
+inline uint32_t choose(bool condition, uint32_t yes, uint32_t no) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16); }
@@ -54,11 +55,11 @@ inline float widen(Half value) {
   const uint32_t sign = (value.bits & 0x8000u) << 16;
   const uint32_t exponent = (value.bits >> 10) & 0x1Fu;
   const uint32_t fraction = value.bits & 0x3FFu;
-  // Each of the three kinds of number is computed, and one is chosen: no branch.
+  // Each of the three kinds of number is computed, and one is chosen.
   const uint32_t normal = ((exponent + kBiasDifference) << 23) | (fraction << kFractionDifference);
   const uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(fraction)) * 0x1.0p-24f);
   const uint32_t special = 0x7F800000u | (fraction << kFractionDifference);
-  return float_of(sign | (exponent == 0 ? subnormal : exponent == 0x1Fu ? special : normal));
+  return float_of(sign | choose(exponent == 0, subnormal, choose(exponent == 0x1Fu, special, normal)));
 }
 
 inline void narrow(float value, float& out) { out = value; }
@@ -80,10 +81,10 @@ inline void narrow(float value, Half& out) {
   const uint32_t normal = (rounded >> kFractionDifference) - (kBiasDifference << 10);
   // From 0.5 on, neighbouring floats are 2^-24 apart, as subnormal halves are: the addition rounds.
   const uint32_t subnormal = bits_of(magnitude + 0.5f) - bits_of(0.5f);
-  const uint32_t finite = magnitude < 0x1.0p-14f ? subnormal : normal;
+  const uint32_t finite = choose(magnitude < 0x1.0p-14f, subnormal, normal);
   // 65520 is halfway between the largest half and the next power of two.
-  const uint32_t number = magnitude < 65520.0f ? finite : 0x7C00u;
-  out.bits = static_cast<uint16_t>(sign | (bits > 0x7F800000u ? 0x7E00u : number));
+  const uint32_t number = choose(magnitude < 65520.0f, finite, 0x7C00u);
+  out.bits = static_cast<uint16_t>(sign | choose(bits > 0x7F800000u, 0x7E00u, number));
 }
 
 // What copies take for an element: 16 bits are 16 bits.

@@ -65,14 +65,21 @@ WORTH_BITS = 8
 """Where one position in so many is owned, the bits of a mask are quicker than indices, for one row of x and for copies:
 a column costs 0.05 ns by its bit, a weight 0.3 ns by its index (AVX-512, Zen 5)."""
 
+BIT_BATCH = 8
+"""The most rows of x, of one task, that go by the bits of a mask."""
+
+# For several rows, one position in so many must be owned per row: as in csrc/cpu/bit_product.h.
+_WORTH_BITS_PER_ROW = {"forward": 22, "dx": 45, "dvalues": 45}
+_WORD = 64
+
 
 def index(
     weight: CsrIndex, with_columns: bool, geometry: ConvGeometry | None, with_words: bool = False
 ) -> list[Tensor]:
     """The index tensors of a weight; those of linear products with 16-bit columns and rows where they fit.
 
-    ``with_words``: with the words of the mask, if one row of x, or a copy, is quicker by them; else with none, which
-    says that the sums for one row may run in any order.
+    ``with_words``: with the words of the mask, if one row of x, or a copy, is quicker by them, and a few rows may be;
+    else with none, which says that the sums for one row may run in any order.
     """
     tensors = weight.index(with_columns)
     if geometry is None:
@@ -82,10 +89,16 @@ def index(
     return tensors + (mask_words(weight) or _no_words(weight)) if with_words else tensors
 
 
-def is_worth_bits(weight: CsrIndex) -> bool:
-    """Whether copies, and products with one row of x but for float64, are quicker by the bits of the mask."""
+def is_worth_bits(weight: CsrIndex, batch: int = 1, product: str = "forward") -> bool:
+    """Whether copies, and a product with so many rows of x but for float64, are quicker by the bits of the mask.
+
+    The kernels ask again, for each task of a stack.
+    """
     rows, cols = weight.shape
-    return unavailable is None and WORTH_BITS * weight.nnz >= weight.stacks * rows * cols
+    if unavailable is not None or WORTH_BITS * weight.nnz < weight.stacks * rows * cols or batch > BIT_BATCH:
+        return False
+    positions = weight.stacks * rows * -(-cols // _WORD) * _WORD
+    return batch <= 1 or _WORTH_BITS_PER_ROW[product] * weight.nnz >= batch * positions
 
 
 def mask_words(weight: CsrIndex) -> list[Tensor]:

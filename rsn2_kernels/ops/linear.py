@@ -39,7 +39,7 @@ def linear(
         backend: a name from :func:`available_backends`, or None for the one predicted to be fastest. On the CPU also
             three names, such as ``cpu/dense/dense``: of the product, of the gradient of x, of that of the values; None
             may choose so, too. Asked for by name, ``cpu`` gives a row of x the same bits in every batch (in bfloat16
-            but for numbers below the smallest normal one); with None, a single row may be summed in another way.
+            but for numbers below the smallest normal one); with None, up to eight rows may be summed in another way.
         activation: "relu" or "gelu" (with erf) of the result; the Triton kernels apply it before they write, GELU only
             where no gradient is recorded.
 

@@ -1,4 +1,4 @@
-"""One row of x with no backend asked for: by the bits of the mask where an eighth is owned, else in another order."""
+"""Few rows of x with no backend asked for: by the bits of the mask where enough is owned; one of them, in any order."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import rsn2_kernels as rk
 from rsn2_kernels import cpu_cost, dispatch
-from rsn2_kernels.backends import words_of
+from rsn2_kernels.backends import cpu, words_of
 from rsn2_kernels.bits import pack_bits
 from rsn2_kernels.group import PatternGroup
 
@@ -31,6 +31,12 @@ AWKWARD_SIZES: tuple[Case, ...] = (
     LinearCase(130, 1000, (), 0.6),
     GroupedCase(4, 33, 70, (4,), 0.4),
     GroupedCase(5, 9, 130, (7,), 0.3, absent=(1,), empty=(2,), full=(3,)),
+    LinearCase(5, 64, (2,), 1.0),
+    LinearCase(40, 63, (3,), 0.9),
+    LinearCase(33, 65, (4,), 0.4, x_layout="reversed", dy_layout="reversed"),
+    LinearCase(70, 300, (5,), 0.6, bias=False),
+    LinearCase(130, 1000, (2, 4), 0.6, holes=True),
+    GroupedCase(4, 33, 70, (20,), 0.6),
 )
 # Rows of fewer weights than are multiplied at once, of as many, and of more.
 THIN_SIZES: tuple[Case, ...] = (
@@ -73,13 +79,30 @@ def test_awkward_sizes(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
 def test_gradients_are_those_by_indices_to_the_bit(case: Case) -> None:
+    """Those of the values for one row alone: several are summed in another order."""
     operands = case.operands(torch.float32)
     found, expected = (
-        torch.autograd.grad(case.call(operands, backend), list(operands.inputs.values()), operands.dy)
+        dict(
+            zip(
+                operands.inputs,
+                torch.autograd.grad(case.call(operands, backend), list(operands.inputs.values()), operands.dy),
+                strict=True,
+            )
+        )
         for backend in (None, "cpu")
     )
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+    alone = torch.Size(case.batch).numel() == 1
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]) or (name == "dvalues" and not alone), name
+
+
+def test_a_row_of_x_has_the_same_bits_among_few() -> None:
+    case = LinearCase(70, 300, (8,), 0.6)
+    operands = case.operands(torch.float32)
+    x, values, pattern, bias = operands.x.detach(), operands.values.detach(), operands.pattern, operands.bias
+    alone = torch.cat([rk.linear(row, values, pattern, bias) for row in x.split(1)])
+    for few in (2, 3, 8):
+        assert torch.equal(rk.linear(x[:few], values, pattern, bias), alone[:few])
 
 
 @pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
@@ -106,16 +129,35 @@ def test_the_prediction_for_one_row_knows_that_its_time_is_that_of_all_positions
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What is left of the costs when all but one are nothing.
-    known = {"dense": (0.0, 0.0, 0.0, 0.0, 0.0, 1.0), "cpu": (0.0, 0.0, 0.0, 0.0, 1.0), "cpu by bits": (0.0, 0.0, 1.0)}
+    known = {
+        "dense": (0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        "cpu": (0.0, 0.0, 0.0, 0.0, 1.0),
+        "cpu by bits": (0.0, 0.0, 1.0, 0.0),
+    }
     monkeypatch.setattr(cpu_cost, "COSTS", cpu_cost.Costs({("linear", torch.float32, "forward"): known}, "made up"))
     half, most = (rk.SparsePattern.from_mask(random_mask(500, 500, density, 0)) for density in (0.5, 0.9))
     one_row = [rk.explain("linear", pattern, 1, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
-    rows = [rk.explain("linear", pattern, 2, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
+    rows = [rk.explain("linear", pattern, 9, torch.float32, "cpu").seconds["cpu"] for pattern in (half, most)]
     assert one_row[1] == one_row[0] and rows[1] > 1.5 * rows[0]
 
 
 def test_a_larger_batch_goes_by_indices_in_their_order() -> None:
-    assert words_read(LinearCase(70, 300, (2,), 0.5)) is None
+    assert words_read(LinearCase(70, 300, (9,), 0.5)) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "density", "forward", "gradients"), [(1, 0.13, 1, 1), (8, 0.3, 0, 1), (8, 0.5, 1, 1)]
+)
+def test_few_rows_go_by_bits_where_that_is_quicker(batch: int, density: float, forward: bool, gradients: bool) -> None:
+    """The prediction and the kernels agree: by bits, few rows are summed in another order."""
+    operands = LinearCase(128, 256, (batch,), density).operands(torch.float32)
+    assert cpu.is_worth_bits(operands.pattern, batch) == forward
+    assert cpu.is_worth_bits(operands.pattern, batch, "dvalues") == gradients
+    y, named = (rk.linear(operands.x, operands.values, operands.pattern, backend=each) for each in (None, "cpu"))
+    assert torch.equal(y, named) != forward
+    if batch > 1:
+        (found,), (expected,) = (torch.autograd.grad(each, operands.values, operands.dy) for each in (y, named))
+        assert torch.equal(found, expected) != gradients
 
 
 def test_a_backend_that_is_asked_for_gives_a_row_the_same_bits_in_every_batch() -> None:

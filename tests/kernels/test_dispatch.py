@@ -80,7 +80,12 @@ def test_explain_refuses_a_negative_batch() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "case",
-    [SMALL["linear"], LinearCase(64, 128, (40,), 0.05), SMALL["conv2d"], ConvCase(2, 8, 16, (9, 9), (3, 3))],
+    [
+        LinearCase(5, 7, (12,), 0.5),
+        LinearCase(64, 128, (40,), 0.05),
+        SMALL["conv2d"],
+        ConvCase(2, 8, 16, (9, 9), (3, 3)),
+    ],
     ids=str,
 )
 def test_no_name_runs_the_backend_that_explain_names(case: LinearCase | ConvCase, dtype: torch.dtype) -> None:

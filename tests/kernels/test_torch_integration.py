@@ -223,7 +223,7 @@ def test_without_a_backend_name_compiling_works_too(operator: str, dynamic: bool
 class Network(nn.Module):
     """A convolution and a linear layer on packed weights."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str | None) -> None:
         super().__init__()
         self.conv, self.head = ConvCase(2, 3, 4, (6, 6), (3, 3)), LinearCase(5, 64, (2,))
         conv, head = self.conv.operands(torch.float32), self.head.operands(torch.float32)
@@ -236,8 +236,9 @@ class Network(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not None, whose choice would depend on the batch size.
-        backend = self.backend if hasattr(dispatch.module(self.backend), "conv2d") else "reference"
+        backend = self.backend
+        if backend is not None and not hasattr(dispatch.module(backend), "conv2d"):
+            backend = "reference"
         y = rk.conv2d(x, self.conv_values, self.conv_pattern, kernel_size=3, backend=backend).relu()
         return rk.linear(y.flatten(1), self.head_values, self.head_pattern, backend=self.backend)
 
@@ -262,6 +263,27 @@ def test_an_exported_program_gives_the_same_result_at_every_batch_size(backend: 
         network(x)  # derives what an exporter cannot
     program = torch.export.export(network, (torch.randn(2, 3, 6, 6),), dynamic_shapes={"x": {0: batch}})
     assert torch.equal(program.module()(x), Network(backend)(x))
+
+
+def test_a_program_of_every_batch_size_needs_no_backend_s_name() -> None:
+    """Predicted costs are not compared with a batch that is not known: that would bound it."""
+    network, batch = Network(None), torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.randn(4, 3, 6, 6),), dynamic_shapes={"x": {0: batch}}).module()
+    for count in (1, 2, 9, 50):
+        x = torch.randn(count, 3, 6, 6)
+        torch.testing.assert_close(program(x), network(x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_dynamic_batch_size_is_compiled_once_without_a_backend_s_name(operator: str) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    PatternGroup.of(operands.patterns)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(small_call(operator, operands, None), fullgraph=True, dynamic=True, backend=counter)
+    compiled(torch.randn(19, *operands.x.shape[1:]), operands.values, operands.bias)
+    once = counter.frame_count
+    compiled(torch.randn(1900, *operands.x.shape[1:]), operands.values, operands.bias)
+    assert counter.frame_count == once
 
 
 def test_exporting_leaves_patterns_that_eager_calls_can_use(backend: str) -> None:

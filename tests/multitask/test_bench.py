@@ -68,10 +68,13 @@ def test_the_docs_are_written_from_committed_files(
     made = importlib.import_module("tables")
     monkeypatch.setattr(made, "ROOT", tmp_path)
     assert made.benchmarks() == "There is no such file yet."
-    tiny.write(tmp_path / "results/bench-here.json")
-    text = made.benchmarks()
-    assert text.startswith("### here") and TINY[0].key in text and "#### Dispatch" in text
-    assert text == made.benchmarks()
+    path = tmp_path / "results/bench-here.json"
+    for grid, says in (("quick", "rsn2 beside its baseline"), ("full", "Speed over the baseline by density")):
+        replace(tiny, about=tiny.about | {"settings": tiny.about["settings"] | {"grid": grid}}).write(path)
+        text = made.benchmarks()
+        assert text.startswith("### here") and says in text and "#### Dispatch" in text
+        assert text == made.benchmarks()
+        assert f"| {TINY[0].key} | dense |" in text or grid == "full"
 
 
 def test_memory_counts_what_is_there(tiny: Results) -> None:

@@ -83,6 +83,14 @@ def test_losing_cases_are_shown() -> None:
     assert [line[:2] for line in table.rows] == [[TINY[0].key, "dense"]]
 
 
+def test_a_whole_grid_is_a_line_per_product_and_a_column_per_density() -> None:
+    cases = [Case("linear", (8, 8), 4, density) for density in (0.1, 0.5)] + [Case("layer", (8, 1), 4, 0.1)]
+    found = results(*(fake(case, {"dense": 2.0, "rsn2": 1.0}, jitter=0) for case in cases))
+    first, second, *_ = report.tables(found, brief=True)
+    assert first.header == ["case", "0.1", "0.5"] and first.rows == [["linear 8 x 8, batch 4", "2.00", "2.00"]]
+    assert [row[0] for row in second.rows] == [cases[-1].key]
+
+
 def test_exponents_are_those_of_the_power_law() -> None:
     xs = [1.0, 10.0, 100.0, 1000.0]
     exponent, factor, error = fit(xs, [3 * x**0.7 for x in xs])

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../cpu/bit_product.h"
 #include "../../cpu/conv2d.h"
 #include "../../cpu/linear.h"
 #include "../expect.h"
@@ -81,7 +82,8 @@ struct Laid {
   }
 };
 
-// What a product may do with a single position: nothing of its own, sum in another order, or that by the bits of the mask.
+// What a product may do with a single position: nothing of its own, sum in another order, or that by the bits of the mask,
+// with few as well.
 enum class Single { in_order, any_order, words };
 constexpr Single kAllSingle[] = {Single::in_order, Single::any_order, Single::words};
 

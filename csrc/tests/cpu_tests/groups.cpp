@@ -18,7 +18,7 @@ std::vector<int32_t> stacked(std::vector<int32_t> a, const std::vector<int32_t>&
 template <class S>
 void expect_groups_to_be_separate_products(const cpu::Microkernels& kernels, bool together, Single single,
                                            std::mt19937& random) {
-  const int64_t features = 40, outputs = 21, batches[] = {single == Single::in_order ? 5 : 1, 20};
+  const int64_t features = 40, outputs = 21, batches[] = {single == Single::in_order ? 5 : single == Single::words ? 3 : 1, 20};
   const bool with_words = single == Single::words;
   const cpu::Context context{kernels, threads(3)};
   Case tasks[] = {{linear_problem(batches[0], outputs, features, 0.3), random, any_number},

@@ -12,7 +12,7 @@ void expect_the_definition(const cpu::Microkernels& kernels, const Problem& p, b
   for (const Strides strides : kAllStrides) {
     const cpu::Context context{kernels, threads(3)};
     for (const Single single : kAllSingle) {
-      if (single != Single::in_order && !(as_linear && p.batch == 1)) continue;
+      if (single != Single::in_order && !(as_linear && p.batch <= cpu::kBitBatch)) continue;
       const Results<S> got = strides == Strides::gaps ? problem.run<S, uint16_t>(context, as_linear, strides, single)
                                                       : problem.run<S>(context, as_linear, strides, single);
       const std::string what = describe(kernels.name, type_name<S>(), p) + (as_linear ? " linear" : " conv2d") +
@@ -51,18 +51,25 @@ void expect_same_bits(const cpu::Microkernels& kernels, const Problem& p, bool a
   }
 }
 
-// Where a single position goes its own way, the gradients are those by indices, to the bit, and y but for its sums' order.
+// Where few positions go their own way, the gradients of each are those by indices, to the bit, and y but for its sums'
+// order, which is that of a single one.
 template <class S>
-void expect_same_bits_alone(const cpu::Microkernels& kernels, const Problem& p, Single single, std::mt19937& random) {
+void expect_same_bits_of_few(const cpu::Microkernels& kernels, const Problem& p, Single single, std::mt19937& random) {
   const Case problem(p, random, any_number);
   const std::string what = describe(kernels.name, type_name<S>(), p) + name_of(single);
   const Results<S> by_index = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous);
-  const Results<S> one = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous, single);
-  expect(same_bits(one.dx, by_index.dx), what + ": dx is that by indices");
-  expect(same_bits(one.dvalues, by_index.dvalues), what + ": dvalues are those by indices");
+  const Results<S> few = problem.run<S>({kernels, threads(1)}, true, Strides::contiguous, single);
+  expect(same_bits(few.dx, by_index.dx), what + ": dx is that by indices");
+  if (p.batch == 1) expect(same_bits(few.dvalues, by_index.dvalues), what + ": dvalues are those by indices");
+  const bool by_bits = single == Single::words && kernels.bits && std::is_same_v<cpu::AccumulatorOf<S>, float>;
+  for (int64_t b = 0; by_bits && b < p.batch; ++b) {
+    const Results<S> one = problem.slice(b, 1).run<S>({kernels, threads(1)}, true, Strides::contiguous, single);
+    const auto first = few.y.begin() + b * p.rows;
+    expect(same_bits(one.y, std::vector<S>(first, first + p.rows)), what + ": y is that of each position alone");
+  }
   for (const int64_t count : {2, 5}) {
     const Results<S> many = problem.run<S, uint16_t>({kernels, threads(count)}, true, Strides::contiguous, single);
-    expect(same_bits(one.y, many.y) && same_bits(one.dx, many.dx) && same_bits(one.dvalues, many.dvalues),
+    expect(same_bits(few.y, many.y) && same_bits(few.dx, many.dx) && same_bits(few.dvalues, many.dvalues),
            what + ": results do not depend on the number of threads");
   }
 }
@@ -73,13 +80,14 @@ const Problem kLinear[] = {
     linear_problem(7, 17, 65, 0.3),  linear_problem(8, 64, 64, 0),    linear_problem(16, 3, 100, 0.5),
     linear_problem(17, 66, 16, 1),   linear_problem(63, 40, 31, 0.2), linear_problem(65, 129, 70, 0.1),
     linear_problem(200, 33, 50, 0.1), linear_problem(257, 9, 40, 0.4), linear_problem(1, 300, 300, 0.9), linear_problem(1, 9, 64, 1),
-    linear_problem(1, 70, 129, 0.4)};
+    linear_problem(1, 70, 129, 0.4), linear_problem(2, 70, 129, 0.9),  linear_problem(3, 33, 65, 1),
+    linear_problem(5, 9, 64, 1),     linear_problem(8, 130, 300, 0.9)};
 
 // Of panels that are read in parts, forwards and backwards, as the second-level cache asks for it and as the first does.
 const Problem kInParts[] = {linear_problem(65, 40, 2500, 0.02), linear_problem(65, 2500, 40, 0.02),
                             linear_problem(33, 2500, 40, 0.02), linear_problem(130, 220, 240, 0.3)};
-// Of one position, with values enough that memory is asked for them ahead.
-const Problem kAhead = linear_problem(1, 1000, 1100, 0.5);
+// Of few positions, with values enough that memory is asked for them ahead.
+const Problem kAhead[] = {linear_problem(1, 1000, 1100, 0.5), linear_problem(6, 1000, 1100, 0.9)};
 
 // batch, groups, channels, rows, height, width, kernel, stride, padding, dilation, density
 const Problem kConv[] = {
@@ -110,11 +118,14 @@ void test_products_of(const cpu::Microkernels& kernels) {
   for (const Problem& p : kLinear) expect_the_definition<S>(kernels, p, false, random);
   for (const Problem& p : kInParts) expect_the_definition<S>(kernels, p, true, random);
   for (const Problem& p : kConv) expect_the_definition<S>(kernels, p, false, random);
-  expect_same_bits_alone<S>(kernels, linear_problem(1, 130, 1000, 0.3), Single::words, random);
-  expect_same_bits_alone<S>(kernels, linear_problem(1, 130, 1000, 0.03), Single::any_order, random);
+  expect_same_bits_of_few<S>(kernels, linear_problem(1, 130, 1000, 0.3), Single::words, random);
+  expect_same_bits_of_few<S>(kernels, linear_problem(1, 130, 1000, 0.03), Single::any_order, random);
+  for (const int64_t batch : {2, 3, 4, 7, 8}) {
+    expect_same_bits_of_few<S>(kernels, linear_problem(batch, 131, 200, 0.9), Single::words, random);
+  }
   if (std::is_same_v<S, float>) {  // to which all others are widened
-    expect_the_definition<S>(kernels, kAhead, true, random);
-    expect_same_bits_alone<S>(kernels, kAhead, Single::words, random);
+    for (const Problem& p : kAhead) expect_the_definition<S>(kernels, p, true, random);
+    for (const Problem& p : kAhead) expect_same_bits_of_few<S>(kernels, p, Single::words, random);
   }
   expect_same_bits<S>(kernels, linear_problem(300, 130, 200, 0.3), true, random);
   expect_same_bits<S>(kernels, linear_problem(40, 300, 300, 0.9), true, random);

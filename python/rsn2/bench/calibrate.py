@@ -70,7 +70,7 @@ def products(op: str, dtype: torch.dtype, product: str) -> Iterator[Product]:
     def made(rows: int, cols: int, density: float, batch: int, x: tuple[int, ...], dy: tuple[int, ...]) -> Product:
         pattern = rk.SparsePattern.from_mask(torch.rand(rows, cols, generator=generator) < density)
         values, *operands = (torch.randn(size, generator=generator).to(dtype) for size in ((pattern.nnz,), x, dy))
-        by_bits = batch == 1 and dtype != torch.float64 and cpu.is_worth_bits(pattern)
+        by_bits = op == "linear" and dtype != torch.float64 and cpu.is_worth_bits(pattern, batch, product)
         names = {"dense": "dense", "cpu by bits" if by_bits else "cpu": "cpu"}
         calls = {name: _call(op, product, backend, pattern, values, *operands) for name, backend in names.items()}
         size = dtype.itemsize * (rows * cols + math.prod(x) + math.prod(dy))
@@ -119,9 +119,8 @@ def _call(
 ) -> Callable[[], Tensor]:
     """A product as it runs where nobody asked for the backend by name."""
     run, convolves = dispatch.module(backend), op == "conv2d"
-    index = dispatch.index(
-        backend, pattern, True, _GEOMETRY if convolves else None, with_words=not convolves and len(x) == 1
-    )
+    few = not convolves and len(x) <= cpu.BIT_BATCH
+    index = dispatch.index(backend, pattern, True, _GEOMETRY if convolves else None, with_words=few)
     size, rest = ([x.shape[2:]], [_GEOMETRY]) if convolves else ([], [])
     calls: dict[str, Callable[[], Tensor]] = {
         "forward": partial(getattr(run, op), x, values, None, index, *rest),

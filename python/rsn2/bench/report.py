@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rsn2 import markdown
 from rsn2.bench.analysis import DISPATCH_ALLOWED, Row, choices, growths, rows
 from rsn2.bench.baselines import OURS
-from rsn2.bench.cases import Case
+from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.measure import Record
 from rsn2.bench.memory import KINDS
 from rsn2.bench.noise import CONTROL_ALLOWED
@@ -62,11 +62,18 @@ def summary(results: Results) -> list[str]:
     return lines + [f"WRONG RESULT: {place}." for place in results.wrong]
 
 
-def tables(results: Results) -> list[Table]:
-    """All tables of a run."""
+def tables(results: Results, *, brief: bool = False) -> list[Table]:
+    """All tables of a run.
+
+    Args:
+        results: of the run.
+        brief: a line for all densities of a product, in place of one for each: a whole grid has some hundred cases.
+    """
     found = rows(results.records, results.peak)
+    products = [row for row in found if row.case.op in PRODUCTS]
     made = [
-        _overview(found, results.records),
+        *([_by_density(products)] if brief else []),
+        _overview([row for row in found if not brief or row.case.op not in PRODUCTS], results.records),
         _memory(results),
         _growth(results),
         _dispatch(results),
@@ -126,6 +133,24 @@ def _overview(found: list[Row], records: Iterable[Record]) -> Table:
                 "" if other is None else f"{other.seconds / ours.seconds:.2f}",
             ]
         )
+    return table
+
+
+def _by_density(found: list[Row]) -> Table:
+    """How many times as fast as its baseline this package is: a line per case, a column per density."""
+    ours = [row for row in found if row.ours]
+    densities = sorted({row.case.density for row in ours})
+    table = Table(
+        "Speed over the baseline by density",
+        ["case", *(f"{density:g}" for density in densities)],
+        note="How many times as fast as F.linear, as F.conv2d, or as a dense product per task. !: the baseline, timed "
+        f"twice, differed from itself by more than {CONTROL_ALLOWED:.0%}.",
+    )
+    lines: dict[str, dict[float, str]] = {}
+    for row in ours:
+        name = row.case.key.replace(f", density {row.case.density:g}", "")
+        lines.setdefault(name, {})[row.case.density] = _speed(row)
+    table.rows += [[name, *(cells.get(density, "") for density in densities)] for name, cells in lines.items()]
     return table
 
 
