@@ -43,8 +43,8 @@ KINDS = tuple(itertools.product(OPERATORS, DTYPES, PRODUCTS))
 """What costs are of: an operator, the type of its operands, and which of its products."""
 
 DOUBT = 1.1
-"""What the predicted seconds of `dense` are multiplied by, so that `cpu` runs where both are about equal: an expanded
-weight costs half as much again where it happens to lie badly in memory, and the sparse kernels hardly vary."""
+"""What the predicted seconds of `dense` are multiplied by, so that `cpu` runs where both are about equal: what an
+expanded weight costs varies with where in memory it happens to lie, and what the sparse kernels cost hardly varies."""
 
 # Numbers of four bytes in a cache line, and positions of a weight that stay in a core's own cache, 1 MB of float32.
 _LINE = 16

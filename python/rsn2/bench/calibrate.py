@@ -2,8 +2,8 @@
 
 The three products of the `dense` and `cpu` backends are timed on one thread, over shapes, densities, batches and
 dtypes; costs that are not negative are fitted to them by least squares on the relative error. Between two calls stands
-what another layer of that size would leave in the caches: an expanded weight that is found in a cache costs half of one
-that is not.
+what another layer of that size would leave in the caches: an expanded weight that is found in a cache costs less than
+one that is not.
 """
 
 import itertools
