@@ -1,7 +1,7 @@
 """Predicted seconds of one product on the CPU: how much of each kind of work a call has, times what that costs.
 
-The costs are read from a file: the one that `rsn2 calibrate` wrote on this machine, or `cpu_costs.json` beside this
-module, which it wrote on another. They decide which backend runs, so they are read once, and no timing is done here.
+The costs are read from a file: the one that `rsn2 calibrate` wrote on this machine, or one in `cpu_costs/`, which it
+wrote on another. They decide which backend runs, so they are read once, and no timing is done here.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,9 @@ expanded weight costs varies with where in memory it happens to lie, and what th
 # Numbers of four bytes in a cache line, and positions of a weight that stay in a core's own cache, 1 MB of float32.
 _LINE = 16
 _CACHED = 1 << 18
-_BUILT_IN = Path(__file__).with_name("cpu_costs.json")
+_BUILT_IN = Path(__file__).with_name("cpu_costs")
+# Whose costs stand in for those of a processor that nothing was measured on.
+_TYPICAL = "amd-family-25"
 
 Table = Mapping[tuple[str, torch.dtype, str], Mapping[str, tuple[float, ...]]]
 """One of KINDS -> name of FEATURES -> nanoseconds per unit of each, on one thread."""
@@ -137,6 +140,13 @@ def place() -> Path | None:
     return cache / "rsn2-kernels" / "cpu-costs.json"
 
 
+def built_in() -> Path:
+    """The file of costs in this package that were measured on this processor's family, else of a typical one."""
+    found = re.fullmatch(r"(\w+)\b.*, family (\d+)\b.*", processor())
+    mine = _BUILT_IN / (f"{found[1]}-family-{found[2]}.json".lower() if found else "")
+    return mine if mine.is_file() else _BUILT_IN / f"{_TYPICAL}.json"
+
+
 def read(path: Path) -> tuple[dict[str, Any], Table]:
     """The machine of a file of costs, and the table.
 
@@ -172,16 +182,17 @@ def read(path: Path) -> tuple[dict[str, Any], Table]:
 
 def load() -> Costs:
     """This machine's costs where there are any, else the built-in ones. A damaged file is told in a warning."""
-    path, origin = place(), "built in; `rsn2 calibrate` measures this machine's"
+    path, ours = place(), built_in()
+    origin = f"built in, {ours.stem}; `rsn2 calibrate` measures this machine's"
     try:
         if path is not None and path.is_file():
             about, table = read(path)
             if about == machine():
                 return Costs(table, f"measured here, {path}")
-            origin = f"built in; those of {path} are of another machine: {about}"
+            origin = f"built in, {ours.stem}; those of {path} are of another machine: {about}"
     except (OSError, ValueError) as error:
         warnings.warn(f"costs of the CPU's backends: {error} The built-in ones are taken.", stacklevel=2)
-    return Costs(read(_BUILT_IN)[1], origin)
+    return Costs(read(ours)[1], origin)
 
 
 def _are_costs(found: object, count: int) -> bool:

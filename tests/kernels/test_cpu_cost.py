@@ -40,11 +40,34 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "costs.json"
 
 
-def test_the_built_in_costs_are_sound_and_cover_every_operator_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("processor", "name"),
+    [
+        ("AMD EPYC, family 25, model 17", "amd-family-25"),
+        ("AMD Ryzen 9 9950X 16-Core Processor, family 26, model 68", "amd-family-26"),
+        ("AMD EPYC 7002, family 23, model 49", "amd-family-25"),
+        ("Intel(R) Xeon(R) Platinum 8480, family 6, model 143", "amd-family-25"),
+        ("implementer 0x41, part 0xd40", "amd-family-25"),
+        ("", "amd-family-25"),
+    ],
+)
+def test_the_built_in_costs_of_a_processor_are_sound_and_cover_every_operator_and_type(
+    processor: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RSN2_CPU_COSTS", "")
+    monkeypatch.setattr(cpu_cost, "processor", lambda: processor)
     costs = cpu_cost.load()
     assert set(costs.table) == {(op, dtype, product) for op in OPERATORS for dtype in DTYPES for product in PRODUCTS}
-    assert costs.origin.startswith("built in")
+    assert costs.origin.startswith(f"built in, {name};")
+
+
+def test_costs_in_the_package_are_those_of_the_processor_that_their_name_says() -> None:
+    files = list(cpu_cost._BUILT_IN.iterdir())
+    assert files
+    for path in files:
+        maker, _, family = path.stem.partition("-")
+        said = cpu_cost.read(path)[0]["processor"]
+        assert said.lower().startswith(f"{maker} ") and family.replace("-", " ") in said
 
 
 @pytest.mark.parametrize(("dense", "cpu", "cheaper"), [(1.0, 100.0, "dense"), (100.0, 1.0, "cpu")])
@@ -78,7 +101,7 @@ def test_a_prediction_is_the_sum_of_what_all_work_costs(named: Path, monkeypatch
 def test_costs_of_another_machine_are_left_alone_and_named(field: str, named: Path) -> None:
     write(named, content(1.0, 1e6) | {"for": cpu_cost.machine() | {field: "another"}})
     costs = cpu_cost.load()
-    assert costs.table == cpu_cost.read(cpu_cost._BUILT_IN)[1]
+    assert costs.table == cpu_cost.read(cpu_cost.built_in())[1]
     assert str(named) in costs.origin and "another" in costs.origin
 
 
@@ -117,7 +140,7 @@ def test_a_damaged_file_is_told_and_the_built_in_costs_are_taken(damaged: object
         cpu_cost.read(named)
     with pytest.warns(UserWarning, match=says):
         costs = cpu_cost.load()
-    assert costs.table == cpu_cost.read(cpu_cost._BUILT_IN)[1]
+    assert costs.table == cpu_cost.read(cpu_cost.built_in())[1]
 
 
 def test_a_file_that_is_not_json_is_told(named: Path) -> None:
