@@ -1,5 +1,5 @@
 // Products on few positions by the bits of the weight's mask: when, and cutting the work into tasks. x, dy and sums are
-// float; what has a place for each column is laid out [words, positions, 64], with zeros behind the columns.
+// float; what has a place for each column is laid out by quarters of words (microkernel.h), with zeros behind the columns.
 #pragma once
 
 #include <type_traits>
@@ -64,9 +64,11 @@ void multiply_bits(const Context& context, const Csr<I>& weight, const S* values
 template <class S, class I>
 void multiply_bits_transposed(const Context& context, const Csr<I>& weight, const S* values, int64_t positions,
                               const float* dy, float* out) {
-  const int64_t word = positions * kWordColumns;
+  const int64_t word = positions * kQuarter, quarter = weight.row_words * word;
   context.parallel.for_parts(weight.row_words, positions * bit_work(weight), [&](int64_t begin, int64_t end) {
-    std::fill(out + begin * word, out + end * word, 0.0f);
+    for (float* part = out; part != out + 4 * quarter; part += quarter) {
+      std::fill(part + begin * word, part + end * word, 0.0f);
+    }
     bit_products<S>(context).scatter(
         {bit_mask(weight), values, weight.nnz, weight.rows, begin, end, positions, dy, out});
   });

@@ -142,25 +142,29 @@ Buffer<float> float_rows(const MatrixView<S>& x, int64_t positions) {
   return rows;
 }
 
-// Calls run(position, first feature, features) for each word of each position.
+// Calls run(position, first feature, features, place) for each quarter of a word of each position; place: in what is laid
+// out by quarters (microkernel.h).
 template <class Run>
-void for_words(int64_t features, int64_t positions, const Run& run) {
-  for (int64_t first = 0; first < features; first += kWordColumns) {
-    for (int64_t b = 0; b < positions; ++b) run(b, first, std::min(kWordColumns, features - first));
+void for_quarters(int64_t features, int64_t positions, const Run& run) {
+  const int64_t words = ceil_div(features, kWordColumns);
+  for (int64_t first = 0; first < words * kWordColumns; first += kQuarter) {
+    const int64_t quarter = first % kWordColumns / kQuarter, place = (quarter * words + first / kWordColumns) * positions;
+    const int64_t count = std::clamp<int64_t>(features - first, 0, kQuarter);
+    for (int64_t b = 0; b < positions; ++b) run(b, first, count, (place + b) * kQuarter);
   }
 }
 
-// The features of a batch as floats [words, positions, 64], zeros behind the features and the batch.
+// The features of a batch as floats by quarters, zeros behind the features and the batch.
 template <class S>
-Buffer<float> float_words(const MatrixView<S>& x, int64_t positions) {
-  Buffer<float> words(positions * round_up(x.features, kWordColumns));
-  for_words(x.features, positions, [&](int64_t b, int64_t first, int64_t count) {
-    float* const word = words.data() + first * positions + b * kWordColumns;
+Buffer<float> float_quarters(const MatrixView<S>& x, int64_t positions) {
+  Buffer<float> quarters(positions * round_up(x.features, kWordColumns));
+  for_quarters(x.features, positions, [&](int64_t b, int64_t first, int64_t count, int64_t place) {
+    float* const quarter = quarters.data() + place;
     const int64_t there = b < x.batch ? count : 0;
-    if (there) widen_run(x.data + b * x.batch_stride + first * x.feature_stride, x.feature_stride, there, word);
-    std::fill(word + there, word + kWordColumns, 0.0f);
+    if (there) widen_run(x.data + b * x.batch_stride + first * x.feature_stride, x.feature_stride, there, quarter);
+    std::fill(quarter + there, quarter + kQuarter, 0.0f);
   });
-  return words;
+  return quarters;
 }
 
 }  // namespace
@@ -171,7 +175,7 @@ void linear(const Context& context, const MatrixView<S>& x, const S* values, con
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
     if (goes_by_bits(context, weight, x.batch, kBitsForward)) {
       const int64_t positions = bit_positions(x.batch);
-      const Buffer<float> sums(positions * weight.rows), features = float_words(x, positions);
+      const Buffer<float> sums(positions * weight.rows), features = float_quarters(x, positions);
       multiply_bits(context, weight, values, wide_bias.data(), positions, features.data(), sums.data());
       return narrow_run(sums.data(), x.batch * weight.rows, y, 1);
     }
@@ -198,9 +202,8 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
         const int64_t positions = bit_positions(dy.batch);
         const Buffer<float> sums(positions * weight.row_words * kWordColumns), gradient = float_rows(dy, positions);
         multiply_bits_transposed(context, weight, values, positions, gradient.data(), sums.data());
-        return for_words(transposed.cols, dy.batch, [&](int64_t b, int64_t first, int64_t count) {
-          const float* const word = sums.data() + first * positions + b * kWordColumns;
-          narrow_run(word, count, dx + b * transposed.cols + first, 1);
+        return for_quarters(transposed.cols, positions, [&](int64_t b, int64_t first, int64_t count, int64_t place) {
+          if (b < dy.batch) narrow_run(sums.data() + place, count, dx + b * transposed.cols + first, 1);
         });
       }
     }
@@ -237,7 +240,7 @@ void linear_dvalues(const Context& context, const MatrixView<S>& dy, const Matri
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
     if (goes_by_bits(context, weight, dy.batch, kBitsBackward)) {
       const int64_t positions = bit_positions(dy.batch);
-      const Buffer<float> gradient = float_rows(dy, positions), features = float_words(x, positions);
+      const Buffer<float> gradient = float_rows(dy, positions), features = float_quarters(x, positions);
       return sample_bits(context, weight, positions, gradient.data(), features.data(), dvalues);
     }
   }

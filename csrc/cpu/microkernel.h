@@ -102,9 +102,13 @@ struct BitMask {
   int64_t row_words;
 };
 
-// Product on 1, 2, 4 or 8 positions, of weights stored as S, in float: out[b * out_stride + r - row_begin] for r in [row_begin, row_end), b in
-// [0, positions), with x [row_words, positions, 64] and zeros beyond the columns. The sum runs in an order of its own, the
-// same wherever the row stands and whatever is computed beside it.
+// What such products have for each column is laid out [4, row_words, positions, 16]: quarters of words, each quarter of all
+// words and positions in one piece. What a kernel reads over and over then keeps to as few lines of a cache as it has.
+constexpr int64_t kQuarter = 16;
+
+// Product on 1, 2, 4 or 8 positions, of weights stored as S, in float: out[b * out_stride + r - row_begin] for r in
+// [row_begin, row_end), b in [0, positions), with x by quarters and zeros beyond the columns. The sum runs in an order of
+// its own, the same wherever the row stands and whatever is computed beside it.
 template <class S>
 struct BitProduct {
   BitMask mask;
@@ -118,8 +122,7 @@ struct BitProduct {
   int64_t out_stride;
 };
 
-// ScatteredProduct on as many, to the columns of words [word_begin, word_end); rows [positions, row_count], out [row_words,
-// positions, 64].
+// ScatteredProduct on as many, to the columns of words [word_begin, word_end); rows [positions, row_count], out by quarters.
 template <class S>
 struct BitScatter {
   BitMask mask;

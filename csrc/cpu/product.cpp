@@ -13,10 +13,11 @@ const auto& kernels_for(const Microkernels& all, double, uint16_t) { return all.
 const auto& kernels_for(const Microkernels& all, BFloat16, int32_t) { return all.bfloat16->int32; }
 const auto& kernels_for(const Microkernels& all, BFloat16, uint16_t) { return all.bfloat16->uint16; }
 
+// The positions of all panels, each panel's filled up to the cache line in whose time few of them are multiplied.
 template <class P>
 int64_t total_width(const PanelSource<P>& source) {
   int64_t width = 0;
-  for (int64_t panel = 0; panel < source.panels(); ++panel) width += source.shape(panel).width;
+  for (int64_t panel = 0; panel < source.panels(); ++panel) width += round_up(source.shape(panel).width, kLineElements<P>);
   return width;
 }
 
@@ -145,7 +146,7 @@ void multiply_transposed(const Context& context, const SparseRows<T, I>& columns
   const Buffer<T> packed(x.panel_elements()), sums(rows * width);
   for (int64_t task = 0; task < pack_tasks(x, 1); ++task) pack_task(x, 0, task, packed.data());
   // Every slot passes over all of W and keeps what falls into its own rows.
-  const int64_t slots = std::min(rows, parallel.slots_for((columns.nnz + rows) * width));
+  const int64_t slots = std::min(rows, parallel.slots_for((columns.nnz + rows) * total_width(x)));
   parallel.for_each(slots, slots, [&](int64_t slot, int64_t) {
     const int64_t first = rows * slot / slots, end = rows * (slot + 1) / slots;
     std::fill(sums.data() + first * width, sums.data() + end * width, T{0});

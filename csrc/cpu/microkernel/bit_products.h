@@ -29,6 +29,9 @@ constexpr int kAtOnce = kPositions == 1 ? kSpreads : 8 / kPositions;
 // Likewise, with a register for each position's element of each row.
 template <int kPositions>
 constexpr int kScatterRows = kPositions * 4 < kRegisters / 2 ? 4 : kRegisters / 2 / kPositions;
+// Rows that a pass goes over: as many as make it find its share of x in the first-level cache, and as few as let the next
+// pass find their values in the second-level one.
+constexpr int64_t kPassRows = 16;
 
 // Runs rows(r, count, edge) as for_rows does, for kRows rows at a time (a constant) or one.
 template <class S, int kRows, class Rows>
@@ -38,6 +41,13 @@ inline __attribute__((always_inline)) void for_rows_together(const int32_t* begi
   int64_t r = first;
   for (; r + kRows <= last && int64_t{begin[r + kRows]} + kWord <= end; r += kRows) rows(r, Count<kRows>{}, inside);
   for_rows<S>(begin, r, last, end, [&](int64_t row, auto& edge) { rows(row, Count<1>{}, edge); });
+}
+
+// Where register j of a word's columns is, of position 0, laid out by quarters; position b's is b * kQuarter behind it.
+template <int kPositions>
+inline __attribute__((always_inline)) int64_t place_of(int64_t row_words, int64_t word, int j) {
+  const int64_t column = j * kLanes<float>;
+  return (column / kQuarter * row_words + word) * kPositions * kQuarter + column % kQuarter;
 }
 
 inline __attribute__((always_inline)) float sum_of(const Lanes<float>::Vector& vector) {
@@ -55,50 +65,52 @@ void multiply_bits(const BitProduct<S>& p) {
   constexpr int kOnce = kAtOnce<kPositions>;
   const bool is_large = p.nnz > kCachedValues;
   const int64_t row_words = p.mask.row_words;
-  for_rows_together<S, kProductRows<kPositions>>(
-      p.mask.begin, p.row_begin, p.row_end, p.nnz, [&](int64_t r, auto rows, auto& edge) {
+  for (int64_t begin = p.row_begin; begin < p.row_end; begin += kPassRows) {
+    const int64_t end = begin + kPassRows < p.row_end ? begin + kPassRows : p.row_end;
+    Lanes<float>::Vector totals[kPassRows][kPositions] = {};
+#pragma GCC unroll 8
+    for (int first = 0; first < kSpreads; first += kOnce) {
+      for_rows_together<S, kProductRows<kPositions>>(p.mask.begin, begin, end, p.nnz, [&](int64_t r, auto rows, auto& edge) {
         constexpr int kRows = rows.value;
         const uint64_t* const words = p.mask.words + r * row_words;
-        Lanes<float>::Vector totals[kRows][kPositions] = {};
-#pragma GCC unroll 8
-        for (int first = 0; first < kSpreads; first += kOnce) {
-          const S *ahead = p.values + p.mask.begin[r + kRows], *values[kRows];
-          Lanes<float>::Vector sums[kRows][kPositions][kOnce] = {};
-          for (int i = 0; i < kRows; ++i) values[i] = p.values + p.mask.begin[r + i];
-          for (int64_t w = 0; w < row_words; ++w) {
-            if (is_large && first == 0) ask_for<1, 2>(words + kRows * (row_words + w));
-            const float* const x = p.x + w * kPositions * kWord + first * kLanes<float>;
+        const S *ahead = p.values + p.mask.begin[r + kRows], *values[kRows];
+        Lanes<float>::Vector sums[kRows][kPositions][kOnce] = {};
+        for (int i = 0; i < kRows; ++i) values[i] = p.values + p.mask.begin[r + i];
+        for (int64_t w = 0; w < row_words; ++w) {
+          if (is_large && first == 0) ask_for<1, 2>(words + kRows * (row_words + w));
 #pragma GCC unroll 4
-            for (int i = 0; i < kRows; ++i) {
-              const uint64_t word = words[i * row_words + w];
-              const S* const own = edge.read(values[i], p.values + p.nnz - values[i]);
-#pragma GCC unroll 8
-              for (int j = 0; j < kOnce; ++j) {
-                const Lanes<float>::Vector weights = spread(own, word, first + j);
-#pragma GCC unroll 8
-                for (int b = 0; b < kPositions; ++b) {
-                  sums[i][b][j] = multiply_add(weights, load(x + b * kWord + j * kLanes<float>), sums[i][b][j]);
-                }
-              }
-              const int64_t count = __builtin_popcountll(word);
-              values[i] += count;
-              if (is_large && first == 0) ask_for<2, 2>(ahead += count);
-            }
-          }
-          // One after the other, whatever is summed at once: so a position's sum is the same among few and many.
           for (int i = 0; i < kRows; ++i) {
-            for (int b = 0; b < kPositions; ++b) {
+            const uint64_t word = words[i * row_words + w];
+            const S* const own = edge.read(values[i], p.values + p.nnz - values[i]);
 #pragma GCC unroll 8
-              for (int j = 0; j < kOnce; ++j) totals[i][b] += sums[i][b][j];
+            for (int j = 0; j < kOnce; ++j) {
+              const Lanes<float>::Vector weights = spread(own, word, first + j);
+              const float* const x = p.x + place_of<kPositions>(row_words, w, first + j);
+#pragma GCC unroll 8
+              for (int b = 0; b < kPositions; ++b) {
+                sums[i][b][j] = multiply_add(weights, load(x + b * kQuarter), sums[i][b][j]);
+              }
             }
+            const int64_t count = __builtin_popcountll(word);
+            values[i] += count;
+            if (is_large && first == 0) ask_for<2, 2>(ahead += count);
           }
         }
+        // One after the other, whatever is summed at once: so a position's sum is the same among few and many.
         for (int i = 0; i < kRows; ++i) {
           for (int b = 0; b < kPositions; ++b) {
-            p.out[b * p.out_stride + r + i - p.row_begin] = sum_of(totals[i][b]) + (p.bias ? p.bias[r + i] : 0.0f);
+#pragma GCC unroll 8
+            for (int j = 0; j < kOnce; ++j) totals[r - begin + i][b] += sums[i][b][j];
           }
         }
       });
+    }
+    for (int64_t r = begin; r < end; ++r) {
+      for (int b = 0; b < kPositions; ++b) {
+        p.out[b * p.out_stride + r - p.row_begin] = sum_of(totals[r - begin][b]) + (p.bias ? p.bias[r] : 0.0f);
+      }
+    }
+  }
 }
 
 template <int kPositions, class S>
@@ -127,7 +139,7 @@ void scatter_bits(const BitScatter<S>& p) {
             }
 #pragma GCC unroll 8
             for (int b = 0; b < kPositions; ++b) {
-              float* const out = p.out + (w * kPositions + b) * kWord + j * kLanes<float>;
+              float* const out = p.out + place_of<kPositions>(row_words, w, j) + b * kQuarter;
               Lanes<float>::Vector sum = load(out);
 #pragma GCC unroll 4
               for (int i = 0; i < kRows; ++i) sum = multiply_add(weights[i], factors[b][i], sum);
@@ -158,10 +170,10 @@ void sample_bits(const BitSample<S>& p) {
       alignas(64) float sums[kWord];
 #pragma GCC unroll 8
       for (int j = 0; j < kSpreads; ++j) {
-        const float* const columns = p.x + w * kPositions * kWord + j * kLanes<float>;
+        const float* const columns = p.x + place_of<kPositions>(row_words, w, j);
         Lanes<float>::Vector sum = factors[0] * load(columns);
 #pragma GCC unroll 8
-        for (int b = 1; b < kPositions; ++b) sum = multiply_add(factors[b], load(columns + b * kWord), sum);
+        for (int b = 1; b < kPositions; ++b) sum = multiply_add(factors[b], load(columns + b * kQuarter), sum);
         store(sums + j * kLanes<float>, sum);
       }
       const int64_t there = last - target, count = __builtin_popcountll(words[w]);
