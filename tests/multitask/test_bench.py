@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch: pytest.Monkey
     assert record(TINY[0], FAST, PEAKS)["skipped"] == "CUDA out of memory"
 
 
+def test_a_product_whose_baseline_takes_longer_than_predicted_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = operators.work(TINY[0], "cpu", None)
+    slow.calls[slow.baseline] = lambda: time.sleep(0.03)
+    monkeypatch.setattr(operators, "work", lambda case, device, missing: slow)
+    assert record(TINY[0], replace(FAST, limit=0.02), PEAKS)["skipped"].startswith("a dense call takes ")
+    assert "seconds" in record(TINY[0], replace(FAST, limit=60.0), PEAKS)
+
+
 def test_a_baseline_far_behind_is_not_sampled_and_this_package_always(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = networks.inference(Case("inference", (8, 1), 2), "cpu")
     for name in ("masked", "rsn2"):

@@ -53,7 +53,8 @@ class Settings:
         passes: times that a case is measured, all others between: a machine may be slow for a minute. Once, with the
             rounds of all, where a call is LONG, as that lasts longer; each of these rounds then counts as a pass.
         further: passes of a case that is unsure after these, at most.
-        limit: seconds that one call of the baseline may be predicted to take; longer cases are skipped.
+        limit: seconds that one call of the baseline may be predicted to take, and a product take; longer cases are
+            skipped.
         cold: empty the caches before each call.
         patience: seconds per pass of a case that may go by with waiting for a quiet core and taking rounds again.
         grid: "quick" or "full".
@@ -140,6 +141,8 @@ def _timed(case: Case, settings: Settings, probe: Probe | None, known: Record | 
     loud = probe.loud if probe else 0
     if case.op in PRODUCTS:
         work = operators.work(case, settings.device, known["unavailable"] if known else None)
+        if known is None:
+            _check_time(work, settings)
     else:
         work = _NETWORKS[case.op](case, settings.device)
     once = warm(work.calls, device=settings.device, before=work.before, times=1 if known else 2)
@@ -220,6 +223,13 @@ def _check_fits(case: Case, settings: Settings, peaks: Peaks) -> None:
     seconds = steps * passes * case.weights * case.positions / rate
     if seconds > settings.limit:
         raise UnavailableError(f"a dense call would take about {seconds:.1f} s, and the limit is {settings.limit:g} s")
+
+
+def _check_time(work: Work, settings: Settings) -> None:
+    """Raise UnavailableError if the baseline takes longer than predicted, and than the limit: some libraries do."""
+    seconds = warm({work.baseline: work.calls[work.baseline]}, device=settings.device)[work.baseline]
+    if seconds > settings.limit:
+        raise UnavailableError(f"a dense call takes {seconds:.2g} s, and the limit is {settings.limit:g} s")
 
 
 def _bytes(case: Case) -> float:
