@@ -1,6 +1,6 @@
 """Predicted seconds of one product on the CPU: how much of each kind of work a call has, times what that costs.
 
-The costs are read from a file: the one that `rsn2 calibrate` wrote on this machine, or one in `cpu_costs/`, which it
+The costs are read from a file: the one that `rsn2 calibrate` wrote on this machine, or one in `cpu-costs/`, which it
 wrote on another. They decide which backend runs, so they are read once, and no timing is done here.
 """
 
@@ -50,7 +50,7 @@ expanded weight costs varies with where in memory it happens to lie, and what th
 # Numbers of four bytes in a cache line, and positions of a weight that stay in a core's own cache, 1 MB of float32.
 _LINE = 16
 _CACHED = 1 << 18
-_BUILT_IN = Path(__file__).with_name("cpu_costs")
+_BUILT_IN = Path(__file__).with_name("cpu-costs")
 # Whose costs stand in for those of a processor that nothing was measured on.
 _TYPICAL = "amd-family-25"
 
