@@ -9,9 +9,10 @@
 
 namespace rsn2::cpu {
 
-// Columns of a word, and the multiply-adds in whose time one passes, whatever it owns.
+// Columns of a word, the multiply-adds in whose time one passes, whatever it owns, and its quarters.
 inline constexpr int64_t kWordColumns = 64;
 inline constexpr int64_t kWordWork = 16;
+inline constexpr int64_t kQuarters = kWordColumns / kQuarter;
 
 template <class I>
 BitMask bit_mask(const Csr<I>& weight) {
@@ -66,7 +67,7 @@ void multiply_bits_transposed(const Context& context, const Csr<I>& weight, cons
                               const float* dy, float* out) {
   const int64_t word = positions * kQuarter, quarter = weight.row_words * word;
   context.parallel.for_parts(weight.row_words, positions * bit_work(weight), [&](int64_t begin, int64_t end) {
-    for (float* part = out; part != out + 4 * quarter; part += quarter) {
+    for (float* part = out; part != out + kQuarters * quarter; part += quarter) {
       std::fill(part + begin * word, part + end * word, 0.0f);
     }
     bit_products<S>(context).scatter(

@@ -22,16 +22,20 @@ def test_all_candidates_run_in_turn_and_none_always_behind_the_same() -> None:
     assert neighbours >= {"a", "c", "d"}
 
 
-def test_a_call_that_is_not_timed_goes_before_each_sample() -> None:
+def test_calls_that_are_not_timed_go_before_each_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_MOST_PRIMING", 3)
     heard: list[str] = []
     calls = {name: (lambda name=name: heard.append(name)) for name in "abc"}
-    interleaved(calls, 0.0, 5, before={name: (lambda: None) for name in calls})
+    ready: list[str] = []
+    interleaved(calls, 0.0, 5, before={name: (lambda name=name: ready.append(name)) for name in calls})
     timed = heard[6:]
-    assert len(timed) == 2 * 3 * 5 and timed[0::2] == timed[1::2]
+    assert len(timed) == 4 * 3 * 5 and timed[0::4] == timed[1::4] == timed[2::4] == timed[3::4]
+    assert ready == heard
 
 
 def test_a_long_call_is_not_repeated_for_the_sake_of_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LONG", 0.001)
+    monkeypatch.setattr(timing, "_MOST_PRIMING", 1)
     heard: list[str] = []
     calls = {"long": lambda: (heard.append("long"), time.sleep(0.002)), "short": lambda: heard.append("short")}
     interleaved(calls, 0.0, 5, before={name: (lambda: None) for name in calls})

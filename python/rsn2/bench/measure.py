@@ -185,6 +185,8 @@ def _timed(case: Case, settings: Settings, probe: Probe | None, known: Record | 
 def _forget() -> None:
     """Give back what earlier cases left with the allocator: a large result that finds its memory there costs less."""
     gc.collect()
+    # What is left is not garbage, modules above all: to go through them in each pass takes longer than some passes.
+    gc.freeze()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 

@@ -1,6 +1,5 @@
 """A run: its records, kept as they come in a file of JSON lines, and in the end one JSON file."""
 
-import gc
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -139,9 +138,6 @@ def run(
     """
     torch.set_num_threads(settings.threads)
     machine.keep_memory()
-    # A collection goes before each pass of a case; what is imported is not garbage, and takes longer than some passes.
-    gc.collect()
-    gc.freeze()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / UNFINISHED
     if fresh:
