@@ -83,6 +83,15 @@ def test_losing_cases_are_shown() -> None:
     assert [line[:2] for line in table.rows] == [[TINY[0].key, "dense"]]
 
 
+def test_figures_that_another_run_may_not_repeat_are_marked() -> None:
+    sure, unsure, off = (fake(case, {"dense": 2e-3, "rsn2": 1e-3}, jitter=0) for case in TINY[:3])
+    unsure["seconds"]["rsn2"] = [1e-3, 1.3e-3] * 10
+    off["seconds"]["dense again"] = [1.8e-3] * 20
+    table = report.tables(results(sure, unsure, off))[0]
+    column = table.header.index("x baseline")
+    assert [row[column] for row in table.rows] == ["2.00", "1.77?", "2.00!"]
+
+
 def test_a_whole_grid_is_a_line_per_product_and_a_column_per_density() -> None:
     cases = [Case("linear", (8, 8), 4, density) for density in (0.1, 0.5)] + [Case("layer", (8, 1), 4, 0.1)]
     found = results(*(fake(case, {"dense": 2.0, "rsn2": 1.0}, jitter=0) for case in cases))

@@ -16,7 +16,7 @@ from rsn2.bench.measure import Settings
 from rsn2.bench.results import FILE, BenchError, Results, run
 from rsn2.command import errors
 
-_QUICK = {"seconds": 0.06, "rounds": 15, "limit": 0.5, "patience": 0.3, "further": 4}
+_QUICK = {"seconds": 0.06, "rounds": 9, "limit": 0.5, "patience": 0.3, "further": 10}
 
 
 def _default(name: str) -> str:

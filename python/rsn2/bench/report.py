@@ -13,10 +13,14 @@ from rsn2.bench.baselines import OURS
 from rsn2.bench.cases import PRODUCTS, Case
 from rsn2.bench.measure import Record
 from rsn2.bench.memory import KINDS
-from rsn2.bench.noise import CONTROL_ALLOWED
+from rsn2.bench.noise import CONTROL_ALLOWED, INTERVAL_ALLOWED
 from rsn2.bench.results import Results
 
 _BUSY = 0.5
+_MARKS = (
+    f"!: the baseline, timed twice, differed from itself by more than {CONTROL_ALLOWED:.0%}. ?: the passes differ, and "
+    f"their interval reaches further than {INTERVAL_ALLOWED:.0%} from the ratio, as another run's ratio may."
+)
 
 
 @dataclass
@@ -105,8 +109,7 @@ def _overview(found: list[Row], records: Iterable[Record]) -> Table:
     table = Table(
         "rsn2 beside its baseline",
         [*header, "fastest other", "x that"],
-        note="reached: of the bound. !: the baseline, timed twice, differed from itself by more than "
-        f"{CONTROL_ALLOWED:.0%}. tables.md has a line for every call.",
+        note=f"reached: of the bound. {_MARKS} tables.md has a line for every call.",
     )
     chosen = _chosen(records)
     for case, calls in _by_case(found).items():
@@ -143,8 +146,7 @@ def _by_density(found: list[Row]) -> Table:
     table = Table(
         "Speed over the baseline by density",
         ["case", *(f"{density:g}" for density in densities)],
-        note="How many times as fast as F.linear, as F.conv2d, or as a dense product per task. !: the baseline, timed "
-        f"twice, differed from itself by more than {CONTROL_ALLOWED:.0%}.",
+        note=f"How many times as fast as F.linear, as F.conv2d, or as a dense product per task. {_MARKS}",
     )
     lines: dict[str, dict[float, str]] = {}
     for row in ours:
@@ -158,8 +160,7 @@ def _speeds(found: list[Row], records: Iterable[Record]) -> Table:
     table = Table(
         "Every call",
         ["case", "call", "time", "x baseline", "passes", "bound", "by", "reached"],
-        note="x baseline: how many times as fast as the call in the first line of its case. "
-        f"!: the baseline differed from itself by more than {CONTROL_ALLOWED:.0%} there.",
+        note=f"x baseline: how many times as fast as the call in the first line of its case. {_MARKS}",
     )
     chosen = _chosen(records)
     last = None
@@ -263,7 +264,7 @@ def _chosen(records: Iterable[Record]) -> dict[str, str]:
 
 
 def _speed(row: Row) -> str:
-    return str(row.speed) + ("!" if row.error > CONTROL_ALLOWED else "")
+    return str(row.speed) + ("!" if row.error > CONTROL_ALLOWED else "?" if row.speed.reach > INTERVAL_ALLOWED else "")
 
 
 def _value(amount: float, what: str) -> str:
