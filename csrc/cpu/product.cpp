@@ -39,13 +39,14 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
 // product reads longer runs and pays more for a short row.
 constexpr int64_t kMultiplyBytes = 1 << 18, kMultiplyFirstLevelBytes = 5 << 13, kSampleBytes = 1 << 19;
 
-// Bytes of weights that stay in the second-level cache beside a panel: of one panel, 600 KB gained by parts for the first-level
-// cache and 2.4 MB lost (Zen 4).
-constexpr int64_t kWeightBytes = 3 << 18;
+// Bytes of weights that stay in the second-level cache beside a panel, and panels that are worth the wait for more.
+constexpr int64_t kWeightBytes = 1 << 19, kManyPanels = 3;
 
 // Weights of a row that are worth a start of their own: a part with fewer loses more by it than the first-level cache gives.
-// Of 12, 20 and 28 the best at densities 0.05 to 0.25 (512 x 1000 x 1000, Zen 4).
-constexpr int64_t kPartWeights = 20;
+// More of them where a start serves few positions, or weights that come from afar are not read often. Each the best at most
+// densities from 0.05 to 0.5 (1000 x 1000 on 512, 128, 100, 64, 48 and 32 positions, Zen 5; on 512, Zen 4).
+constexpr int64_t kPartWeights = 20, kLongPartWeights = 64;
+constexpr int64_t kManyPositions = 57;
 
 // Parts into which rows are cut so that each reads features that stay in a core's cache. Only where an index counts
 // features: the offsets of a convolution need not ascend, and its panels are small.
@@ -57,13 +58,17 @@ int64_t feature_parts(const PanelSource<P>& x, int64_t cached_bytes) {
 }
 
 // The same for a product: the first-level cache as far as rows have weights enough, the second-level cache in any case.
-// Weights that come from memory for a single panel are read fastest as they stand.
+// Weights that come from afar for few positions are read fastest as they stand.
 template <class P, class I>
 int64_t multiply_parts(const SparseRows<P, I>& weights, const PanelSource<P>& x) {
   const int64_t least = feature_parts(x, kMultiplyBytes);
+  const int64_t panels = x.panels();
   const int64_t bytes = weights.nnz * static_cast<int64_t>(sizeof(P) + sizeof(I));
-  if (x.panels() == 1 && bytes > kWeightBytes) return least;
-  return std::clamp(weights.nnz / (weights.rows * kPartWeights), least, feature_parts(x, kMultiplyFirstLevelBytes));
+  const bool near = bytes <= kWeightBytes || panels >= kManyPanels;
+  const bool wide = total_width(x) >= panels * kManyPositions;
+  if (!near && !wide) return least;
+  const int64_t part_weights = near && wide ? kPartWeights : kLongPartWeights;
+  return std::clamp(weights.nnz / (weights.rows * part_weights), least, feature_parts(x, kMultiplyFirstLevelBytes));
 }
 
 // The kernel of a product; there is a choice on a single position, which no product in pairs has.
