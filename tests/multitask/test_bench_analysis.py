@@ -89,7 +89,7 @@ def test_figures_that_another_run_may_not_repeat_are_marked() -> None:
     off["seconds"]["dense again"] = [1.8e-3] * 20
     table = report.tables(results(sure, unsure, off))[0]
     column = table.header.index("x baseline")
-    assert [row[column] for row in table.rows] == ["2.00", "1.77?", "2.00!"]
+    assert [row[column] for row in table.rows] == ["2.00", "1.77~", "2.00!"]
 
 
 def test_a_whole_grid_is_a_line_per_product_and_a_column_per_density() -> None:

@@ -18,7 +18,7 @@ from rsn2.bench.results import Results
 
 _BUSY = 0.5
 _MARKS = (
-    f"!: the baseline, timed twice, differed from itself by more than {CONTROL_ALLOWED:.0%}. ?: the passes differ, and "
+    f"!: the baseline, timed twice, differed from itself by more than {CONTROL_ALLOWED:.0%}. ~: the passes differ, and "
     f"their interval reaches further than {INTERVAL_ALLOWED:.0%} from the ratio, as another run's ratio may."
 )
 
@@ -264,7 +264,7 @@ def _chosen(records: Iterable[Record]) -> dict[str, str]:
 
 
 def _speed(row: Row) -> str:
-    return str(row.speed) + ("!" if row.error > CONTROL_ALLOWED else "?" if row.speed.reach > INTERVAL_ALLOWED else "")
+    return str(row.speed) + ("!" if row.error > CONTROL_ALLOWED else "~" if row.speed.reach > INTERVAL_ALLOWED else "")
 
 
 def _value(amount: float, what: str) -> str:
