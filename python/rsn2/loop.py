@@ -153,6 +153,8 @@ class Loop:
                 where = f"{who}, epoch {epoch}, batch {number}"
                 _check_finite(_largest_gradient(optimizer), f"{where}: the largest gradient")
                 optimizer.step()
+                # Inside a caller's autocast torch keeps narrow copies of parameters until the context ends.
+                torch.clear_autocast_cache()
         for task, count in samples.items():
             if count == 0:
                 raise TrainingError(

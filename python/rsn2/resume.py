@@ -26,6 +26,7 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(sources[name])
+    torch.clear_autocast_cache()  # as behind each step of a fit
 
 
 @dataclass

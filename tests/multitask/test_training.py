@@ -309,3 +309,14 @@ def test_a_terminal_gets_a_bar_with_the_losses(
     assert "val " in shown
     fit(network("a"), "a", TRAIN, VAL, loss=LOSS, epochs=2, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_fit_inside_autocast_computes_with_the_weights_that_it_trains() -> None:
+    model = rsn2.convert(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 2)), per_task=["0", "1"])
+    rsn2.allocate(model, "a", 1.0, criterion="magnitude")
+    x, y = torch.randn(64, 8), torch.randint(2, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        fit(model, "a", (x, y), (x, y), loss=LOSS, epochs=3, lr=0.1, batch_size=16, progress=False)
+        inside = predict(model, "a", x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(model, "a", x), inside)
