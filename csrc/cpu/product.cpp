@@ -58,14 +58,14 @@ int64_t feature_parts(const PanelSource<P>& x, int64_t cached_bytes) {
 }
 
 // The same for a product: the first-level cache as far as rows have weights enough, the second-level cache in any case.
-// Weights that come from afar for few positions are read fastest as they stand.
+// Weights that come from afar for few positions are read fastest as they stand. `width` is the total of x.
 template <class P, class I>
-int64_t multiply_parts(const SparseRows<P, I>& weights, const PanelSource<P>& x) {
+int64_t multiply_parts(const SparseRows<P, I>& weights, const PanelSource<P>& x, int64_t width) {
   const int64_t least = feature_parts(x, kMultiplyBytes);
   const int64_t panels = x.panels();
   const int64_t bytes = weights.nnz * static_cast<int64_t>(sizeof(P) + sizeof(I));
   const bool near = bytes <= kWeightBytes || panels >= kManyPanels;
-  const bool wide = total_width(x) >= panels * kManyPositions;
+  const bool wide = width >= panels * kManyPositions;
   if (!near && !wide) return least;
   const int64_t part_weights = near && wide ? kPartWeights : kLongPartWeights;
   return std::clamp(weights.nnz / (weights.rows * part_weights), least, feature_parts(x, kMultiplyFirstLevelBytes));
@@ -113,9 +113,10 @@ void multiply(const Context& context, const SparseRows<P, I>& weights, const Pan
   const Parallel& parallel = context.parallel;
   const int64_t panels = x.panels();
   if (panels == 0 || weights.rows == 0) return;
-  const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * total_width(x));
+  const int64_t width = total_width(x);
+  const int64_t slots = parallel.slots_for((weights.nnz + weights.rows * kRowCost + x.features()) * width);
   const CutRows<I> cut(parallel, weights.begin, weights.index, weights.rows, x.features(),
-                       multiply_parts(weights, x));
+                       multiply_parts(weights, x, width));
   const Buffer<P> packed(std::min(panels, slots) * x.panel_elements());
   const Buffer<AccumulatorOf<P>> scratch(slots * kRowBlock * kWidthBlock);
   const auto multiply_part = [&](int64_t panel, const P* data, int64_t part, int64_t parts, int64_t slot) {
