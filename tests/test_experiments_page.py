@@ -155,11 +155,10 @@ def test_a_run_that_waited_is_told(tmp_path: Path) -> None:
 
 
 def test_rates_that_were_sought_for_the_network_alone_are_said_below_the_table(tmp_path: Path) -> None:
-    for number in (5, 6):
-        (tmp_path / f"experiment-{number}-seed-0.json").write_text(json.dumps(result(number)))
-        below = page.render(tmp_path).partition(f"## Experiment {number}")[2].partition("\n- ")[0]
-        assert "the columns RSN2 and control are no fair comparison" in " ".join(below.split())
-        (tmp_path / f"experiment-{number}-seed-0.json").unlink()
+    (tmp_path / "experiment-5-seed-0.json").write_text(json.dumps(result(5)))
+    below = page.render(tmp_path).partition("## Experiment 5")[2].partition("\n- ")[0]
+    assert "the columns RSN2 and control are no fair comparison" in " ".join(below.split())
+    (tmp_path / "experiment-5-seed-0.json").unlink()
     assert "no fair comparison" not in text(write(tmp_path, result()))
 
 

@@ -16,6 +16,7 @@ const Microkernels& avx512_with_bf16() {
     Microkernels both = avx512::microkernels;
     both.name = kNames[0];
     both.bfloat16 = &avx512_bf16::kernels;
+    both.bits = &avx512_bf16::bit_kernels;
     return both;
   }();
   return kernels;
@@ -49,7 +50,7 @@ std::vector<const Microkernels*> available_microkernels() {
                     __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  const bool bf16 = __builtin_cpu_supports("avx512bf16");
+  const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vpopcntdq");
   if (avx512 && avx2 && bf16 && avx512_bf16::adds_in_order()) available.push_back(&avx512_with_bf16());
   if (avx512 && avx2) available.push_back(&avx512::microkernels);
   if (avx2) available.push_back(&avx2::microkernels);

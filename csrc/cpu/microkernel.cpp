@@ -9,7 +9,6 @@
 
 #include "microkernel.h"
 #include "microkernel/bit_products.h"
-#include "microkernel/bits.h"
 #include "microkernel/copies.h"
 #include "microkernel/product_single.h"
 #include "microkernel/product_wide.h"
@@ -33,14 +32,7 @@ void multiply(const Product<T, I>& p) {
 }
 
 #if defined(__AVX2__)
-constexpr BitKernels bits = {
-    bit_products<float>(),
-    bit_products<Half>(),
-    bit_products<BFloat16>(),
-    {expand_bits<float>, gather_bits<float>},
-    {expand_bits<uint16_t>, gather_bits<uint16_t>},
-};
-constexpr const BitKernels* kBits = &bits;
+constexpr const BitKernels* kBits = &kBitKernels;
 #else
 constexpr const BitKernels* kBits = nullptr;
 #endif

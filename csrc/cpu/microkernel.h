@@ -241,9 +241,10 @@ extern const Microkernels microkernels;
 namespace avx512 {
 extern const Microkernels microkernels;
 }
-// What AVX512-BF16 adds to AVX-512.
+// What AVX512-BF16 and AVX512-VPOPCNTDQ add to AVX-512.
 namespace avx512_bf16 {
 extern const Bfloat16Kernels kernels;
+extern const BitKernels bit_kernels;
 // Whether this processor adds the products of a pair in the order that the kernels count on, rounding after each.
 bool adds_in_order();
 }

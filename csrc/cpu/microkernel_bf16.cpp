@@ -1,4 +1,5 @@
-// Products of bfloat16 on several positions, with the instruction of AVX512-BF16 that multiplies pairs.
+// Products of bfloat16 on several positions, with the instruction of AVX512-BF16 that multiplies pairs; and the kernels that
+// go by bits, for processors that count them with AVX512-VPOPCNTDQ, as all since Zen 4 and Sapphire Rapids have both.
 //
 // Each 32-bit lane adds the product of its upper halves, then that of its lower ones, rounding after each: with weights k
 // and k + 1 in the upper and the lower halves, a sum runs in the order of k, as that of floats does. Numbers below the
@@ -8,6 +9,7 @@
 #include <immintrin.h>
 
 #include "microkernel.h"
+#include "microkernel/bit_products.h"
 #include "microkernel/product_wide.h"
 #include "microkernel/sampled_product.h"
 
@@ -110,5 +112,7 @@ const Bfloat16Kernels kernels = {
     {multiply<int32_t>, sample<int32_t>},
     {multiply<uint16_t>, sample<uint16_t>},
 };
+
+const BitKernels bit_kernels = kBitKernels;
 
 }  // namespace rsn2::cpu::RSN2_ISA

@@ -205,6 +205,14 @@ constexpr BitProducts<S> bit_products() {
   };
 }
 
+constexpr BitKernels kBitKernels = {
+    bit_products<float>(),
+    bit_products<Half>(),
+    bit_products<BFloat16>(),
+    {expand_bits<float>, gather_bits<float>},
+    {expand_bits<uint16_t>, gather_bits<uint16_t>},
+};
+
 }  // namespace
 }  // namespace rsn2::cpu::RSN2_ISA
 #endif

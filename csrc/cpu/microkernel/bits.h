@@ -84,10 +84,26 @@ inline __m256 load_wide(const BFloat16* source) {
 }
 #endif
 
+#if defined(__AVX512VPOPCNTDQ__)
+// Lane c: bit c.
+inline __m512i sixteen_bits() {
+  return _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+#endif
+
 // Register `i` of a word's columns: of `values`, which are the word's, each where its bit is, and 0 elsewhere.
 template <class S>
 inline __attribute__((always_inline)) Lanes<float>::Vector spread(const S* values, uint64_t word, int i) {
-#if defined(__AVX512F__)
+#if defined(__AVX512VPOPCNTDQ__)
+  // A column's value comes behind as many as there are owned columns before it. 1000 x 1000 at density 0.2 takes 35 us, with
+  // what is below 45 (Zen 5).
+  const __m512i half = _mm512_set1_epi32(static_cast<int>(word >> 32 * (i / 2)));
+  const __m512i own_bit = _mm512_slli_epi32(sixteen_bits(), i % 2 * 16);
+  const __m512i below = _mm512_slli_epi32(_mm512_sub_epi32(sixteen_bits(), _mm512_set1_epi32(1)), i % 2 * 16);
+  const __m512i places = _mm512_popcnt_epi32(_mm512_and_si512(half, below));
+  return _mm512_maskz_permutexvar_ps(_mm512_test_epi32_mask(half, own_bit), places,
+                                     load_wide(values + count_below(word, 16 * i)));
+#elif defined(__AVX512F__)
   const __m512 own = load_wide(values + count_below(word, 16 * i));
   // An expansion takes Zen 4 and Zen 5 many cycles, and waits for other units than the loads and the shuffle below: with
   // both in turn Zen 4 multiplies 1000 x 1000 in 58 us, with either alone in 114 or 66.

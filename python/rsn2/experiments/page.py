@@ -56,8 +56,6 @@ _INTRO = (
 _SOUGHT_FOR_THE_NETWORK_ALONE = {
     5: "Three learning rates were tried for RSN2; of the controls, at 0.001, no trial is noted. So the columns RSN2 "
     "and control are no fair comparison: the controls may be better than they are here.",
-    6: "Two learning rates were tried for RSN2; of the control, at 0.001, no trial is noted. So the columns RSN2 "
-    "and control are no fair comparison: the control may be better than it is here.",
 }
 
 _F1_INTRO = (
