@@ -50,7 +50,8 @@ std::vector<const Microkernels*> available_microkernels() {
                     __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  const bool newer = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vpopcntdq");
+  const bool newer = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vpopcntdq") &&
+                     __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
   if (avx512 && avx2 && newer && avx512_bf16::adds_in_order()) available.push_back(&avx512_with_bf16());
   if (avx512 && avx2) available.push_back(&avx512::microkernels);
   if (avx2) available.push_back(&avx2::microkernels);

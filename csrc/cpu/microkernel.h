@@ -241,7 +241,7 @@ extern const Microkernels microkernels;
 namespace avx512 {
 extern const Microkernels microkernels;
 }
-// What AVX512-BF16 and AVX512-VPOPCNTDQ add to AVX-512.
+// What AVX512-BF16, AVX512-VPOPCNTDQ and AVX512-VBMI2 add to AVX-512.
 namespace avx512_bf16 {
 extern const Bfloat16Kernels kernels;
 extern const BitKernels bit_kernels;

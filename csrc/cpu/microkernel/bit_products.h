@@ -160,6 +160,7 @@ template <int kPositions, class S>
 void sample_bits(const BitSample<S>& p) {
   const int64_t row_words = p.mask.row_words, end = p.mask.begin[p.row_end];
   const bool is_large = end - p.mask.begin[p.row_begin] > kCachedValues;
+  const SumPacker packer(p.mask, p.row_begin, p.row_end);
   S* const last = p.out + end;
   for_rows<S>(p.mask.begin, p.row_begin, p.row_end, end, [&](int64_t r, auto& edge) {
     const uint64_t* const words = p.mask.words + r * row_words;
@@ -177,7 +178,7 @@ void sample_bits(const BitSample<S>& p) {
         store(sums + j * kLanes<float>, sum);
       }
       const int64_t there = last - target, count = __builtin_popcountll(words[w]);
-      pack_word(sums, words[w], edge.write(target, there));
+      packer.pack(sums, words[w], edge.write(target, there));
       edge.finish(target, there, count);
       if (is_large) ask_for<2, 2>(target + kResultsAhead);
       target += count;

@@ -1,5 +1,6 @@
 // Products of bfloat16 on several positions, with the instruction of AVX512-BF16 that multiplies pairs; and the kernels that
-// go by bits, for processors that count them with AVX512-VPOPCNTDQ, as all since Zen 4 and Sapphire Rapids have both.
+// go by bits, for processors that count them (AVX512-VPOPCNTDQ) and list them (AVX512-VBMI2): Zen 4, Sapphire Rapids and what
+// came after them have all three.
 //
 // Each 32-bit lane adds the product of its upper halves, then that of its lower ones, rounding after each: with weights k
 // and k + 1 in the upper and the lower halves, a sum runs in the order of k, as that of floats does. Numbers below the
