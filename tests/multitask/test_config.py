@@ -39,6 +39,8 @@ def test_a_task_overrides_the_training_of_the_file(config: Path) -> None:
         ("lr = 0.05", 'lr = "fast"', r"\[training\] lr: "),
         ("lr = 0.05", "lr = true", r"\[training\] lr: "),
         ("lr = 0.05", "lr = nan", r"\[training\] lr: "),
+        ("lr = 0.05", "lr_patience = 0", r"\[training\] lr_patience: expected an int of at least 1"),
+        ("lr = 0.05", "lr_factor = 1", r"\[training\] lr_factor: expected a number in \(0, 1\)"),
         ('optimizer = "sgd"', 'optimizer = "lion"', r"\[training\] optimizer: expected one of"),
         ('optimizer = "sgd"', 'optimizer = "adam"', r"\[training\] momentum: only 'sgd' has one"),
         ("momentum = 0.9", "momentum = 1.0", r"\[training\] momentum: "),

@@ -20,6 +20,7 @@ from rsn2.experiments.data import Source, load
 from rsn2.experiments.experiment import Problem
 from rsn2.experiments.paper import Options, experiment3, problems
 from rsn2.experiments.paper.networks import Transformer
+from rsn2.experiments.settings import Training
 from rsn2.sealed import CheckpointError
 from rsn2.tasks import multitask_layers
 from tiny_data import write_data
@@ -245,6 +246,18 @@ def test_options_take_the_place_of_the_experiments_settings() -> None:
     own, other = Options().training(weight_decay=0.5), Options(optimizer="sgd").training(weight_decay=0.5)
     assert (own.optimizer, own.weight_decay) == ("adamw", 0.5)
     assert (other.optimizer, other.weight_decay) == ("sgd", 0.0)
+
+
+def test_the_learning_rate_falls_behind_epochs_without_a_lower_loss() -> None:
+    training = Training(lr=1.0, lr_patience=2, lr_factor=0.5)
+    optimizer = training.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert training.scheduler is not None
+    scheduler, rates = training.scheduler(optimizer), []
+    for loss in (3.0, 2.0, 2.0, 2.1, 1.9, 2.0, 1.95):
+        scheduler.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
+    assert Training().scheduler is None
 
 
 def test_an_experiment_needs_its_controls_to_know_its_tasks(source: Source, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ _NETWORK = {
 _TRAINING = {
     "optimizer": _one_of(*get_args(OptimizerName)),
     "lr": _POSITIVE,
+    "lr_patience": _COUNT,
+    "lr_factor": _Rule("a number in (0, 1)", lambda value: _is_number(value) and 0 < value < 1),
     "weight_decay": _NOT_NEGATIVE,
     "momentum": _Rule("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1),
     "epochs": _COUNT,

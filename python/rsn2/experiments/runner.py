@@ -250,6 +250,7 @@ def _fit(
         loss={name: problem.loss for name, problem in problems.items()},
         epochs=training.epochs,
         optimizer=training.make_optimizer,
+        scheduler=training.scheduler,
         batch_size=training.batch_size,
         patience=training.patience,
         min_delta=training.min_delta,

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rsn2.allocate import Criterion, Rescale, Scope
 from rsn2.blocks import Granularity
@@ -28,6 +30,8 @@ class Training:
     Attributes:
         optimizer: "adam", "adamw" or "sgd".
         lr: learning rate.
+        lr_patience: epochs without a lower validation loss before the learning rate falls; None: never.
+        lr_factor: what it is multiplied by then.
         weight_decay: of the optimizer; decoupled from the gradient for "adamw" alone.
         momentum: of "sgd".
         epochs: at most.
@@ -39,6 +43,8 @@ class Training:
 
     optimizer: OptimizerName = "adam"
     lr: float = 1e-3
+    lr_patience: int | None = None
+    lr_factor: float = 0.3
     weight_decay: float = 0.0
     momentum: float = 0.0
     epochs: int = 100
@@ -56,6 +62,14 @@ class Training:
             "adamw": torch.optim.AdamW,
         }
         return kinds[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    @property
+    def scheduler(self) -> Callable[[torch.optim.Optimizer], ReduceLROnPlateau] | None:
+        """What makes the scheduler of an optimizer; None where the learning rate stays."""
+        if self.lr_patience is None:
+            return None
+        # torch counts the epochs that it still allows.
+        return partial(ReduceLROnPlateau, factor=self.lr_factor, patience=self.lr_patience - 1, threshold=0.0)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,12 @@ class Options:
         return replace(default, **asked)
 
     def training(
-        self, batch_size: int = 512, patience: int = 3, lr: float = 1e-3, weight_decay: float = 0.0
+        self,
+        batch_size: int = 512,
+        patience: int = 3,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        lr_patience: int | None = None,
     ) -> Training:
         """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs.
 
@@ -78,6 +83,7 @@ class Options:
         return Training(
             optimizer=self.optimizer or ("adamw" if weight_decay else "adam"),
             lr=lr if self.lr is None else self.lr,
+            lr_patience=lr_patience,
             weight_decay=0.0 if self.optimizer else weight_decay,
             epochs=self.epochs,
             batch_size=batch_size,
