@@ -46,18 +46,18 @@ def register_gradients(
 
     def keep_forward(ctx: Any, operands: list[Any], others: tuple[Any, ...], output: Tensor) -> None:
         x, values, _ = operands
-        ctx.index, *ctx.rest = others
+        index, *ctx.rest = others
         ctx.size = size_of(x)
         ctx.activation = ctx.rest.pop(0) if activates else "none"
         if ctx.activation not in ("none", "relu"):
             raise NotImplementedError(f"{forward} keeps nothing that the gradient of {ctx.activation!r} needs.")
-        _save(ctx, (x, values), (output,) if ctx.activation == "relu" else ())
+        _save(ctx, (x, values), [output, *index] if ctx.activation == "relu" else index)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, *result = ctx.saved_tensors
-        index = ctx.index
+        x, values, *index = ctx.saved_tensors
         if ctx.activation == "relu":
-            dy = torch.ops.aten.threshold_backward(dy, *result, 0)
+            y, *index = index
+            dy = torch.ops.aten.threshold_backward(dy, y, 0)
         needs_x, needs_values, needs_bias = ctx.needs_input_grad[:3]
         # The bias sums dy as it came, so that its bits do not depend on which other gradients are asked for.
         shared = laid_out(dy, ctx.rest) if needs_x and needs_values else dy
@@ -68,30 +68,30 @@ def register_gradients(
         return of_x, of_values, of_bias
 
     def keep_dx(ctx: Any, operands: list[Any], others: tuple[Any, ...], output: Tensor) -> None:
-        ctx.index, *tail = others
+        index, *tail = others
         ctx.size = size_of(output)
         ctx.rest = tail[len(ctx.size) :]
-        _save(ctx, operands)
+        _save(ctx, operands, index)
 
     def backward_of_dx(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        dy, values = ctx.saved_tensors
+        dy, values, *index = ctx.saved_tensors
         needs_dy, needs_values = ctx.needs_input_grad[:2]
         return (
-            multiplied(g, values, ctx.index, ctx.rest) if needs_dy else None,
-            dvalues(dy, g, ctx.index, *ctx.rest) if needs_values else None,
+            multiplied(g, values, index, ctx.rest) if needs_dy else None,
+            dvalues(dy, g, index, *ctx.rest) if needs_values else None,
         )
 
     def keep_dvalues(ctx: Any, operands: list[Any], others: tuple[Any, ...], output: Tensor) -> None:
-        ctx.index, *ctx.rest = others
+        index, *ctx.rest = others
         ctx.size = size_of(operands[1])
-        _save(ctx, operands)
+        _save(ctx, operands, index)
 
     def backward_of_dvalues(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        dy, x = ctx.saved_tensors
+        dy, x, *index = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
         return (
-            multiplied(x, g, ctx.index, ctx.rest) if needs_dy else None,
-            dx(dy, g, ctx.index, *ctx.size, *ctx.rest) if needs_x else None,
+            multiplied(x, g, index, ctx.rest) if needs_dy else None,
+            dx(dy, g, index, *ctx.size, *ctx.rest) if needs_x else None,
         )
 
     forward.differentiate(keep_forward, backward)
@@ -99,11 +99,8 @@ def register_gradients(
     dvalues.differentiate(keep_dvalues, backward_of_dvalues)
 
 
-def _save(ctx: Any, factors: Sequence[Any], result: tuple[Tensor, ...] = ()) -> None:
-    """Keep the result, and each of two factors only if the other one's gradient will ask for it.
-
-    The index is no part of it: no hook for saved tensors need move or copy what the pattern holds in any case.
-    """
+def _save(ctx: Any, factors: Sequence[Any], index: list[Tensor]) -> None:
+    """Keep the index, and each of two factors only if the other one's gradient will ask for it."""
     needs_first, needs_second = ctx.needs_input_grad[:2]
     first, second = factors
-    ctx.save_for_backward(first if needs_second else None, second if needs_first else None, *result)
+    ctx.save_for_backward(first if needs_second else None, second if needs_first else None, *index)
