@@ -136,6 +136,16 @@ def test_both_integer_types_name_tasks(dtype: torch.dtype, backend: str) -> None
     assert torch.equal(tasks.call(backend, task_of_row=changed), tasks.call(backend))
 
 
+def test_task_ids_that_changed_before_the_backward_pass_are_refused(backend: str) -> None:
+    """Nobody has checked the new ones."""
+    tasks = Tasks(backend)
+    task_of_row = tasks.task_of_row.clone()
+    y = tasks.call(backend, task_of_row=task_of_row)
+    task_of_row.add_(1000)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y, tasks.vs, tasks.dy)
+
+
 def test_biases_in_one_tensor_or_several_are_the_same(backend: str) -> None:
     tasks = Tasks(backend)
     expected = tasks.call(backend)
