@@ -248,12 +248,12 @@ def test_options_take_the_place_of_the_experiments_settings() -> None:
     assert (other.optimizer, other.weight_decay) == ("sgd", 0.0)
 
 
-def test_the_learning_rate_falls_behind_epochs_without_a_lower_loss() -> None:
-    training = Training(lr=1.0, lr_patience=2, lr_factor=0.5)
+def test_the_learning_rate_falls_behind_epochs_without_progress() -> None:
+    training = Training(lr=1.0, lr_patience=2, lr_factor=0.5, min_delta=0.1)
     optimizer = training.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert training.scheduler is not None
     scheduler, rates = training.scheduler(optimizer), []
-    for loss in (3.0, 2.0, 2.0, 2.1, 1.9, 2.0, 1.95):
+    for loss in (3.0, 2.0, 2.0, 1.95, 1.7, 1.65, 1.8):
         scheduler.step(loss)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]

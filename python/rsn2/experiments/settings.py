@@ -30,7 +30,7 @@ class Training:
     Attributes:
         optimizer: "adam", "adamw" or "sgd".
         lr: learning rate.
-        lr_patience: epochs without a lower validation loss before the learning rate falls; None: never.
+        lr_patience: epochs without progress of the validation loss before the learning rate falls; None: never.
         lr_factor: what it is multiplied by then.
         weight_decay: of the optimizer; decoupled from the gradient for "adamw" alone.
         momentum: of "sgd".
@@ -68,8 +68,13 @@ class Training:
         """What makes the scheduler of an optimizer; None where the learning rate stays."""
         if self.lr_patience is None:
             return None
-        # torch counts the epochs that it still allows.
-        return partial(ReduceLROnPlateau, factor=self.lr_factor, patience=self.lr_patience - 1, threshold=0.0)
+        return partial(
+            ReduceLROnPlateau,
+            factor=self.lr_factor,
+            patience=self.lr_patience - 1,  # torch counts the epochs that it still allows
+            threshold=self.min_delta,
+            threshold_mode="abs",
+        )
 
 
 @dataclass(frozen=True)

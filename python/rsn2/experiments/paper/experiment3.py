@@ -25,7 +25,9 @@ build = experiment1.build
 def experiment(sets: Mapping[str, DataSet], options: Options) -> Experiment:
     """What is run on `DATA`."""
     fashion = problem(sets["fashion_mnist"], options.samples)
-    training = options.training(lr=experiment1.LEARNING_RATE, lr_patience=experiment1.LR_PATIENCE)
+    training = options.training(
+        patience=experiment1.PATIENCE, lr=experiment1.LEARNING_RATE, lr_patience=experiment1.LR_PATIENCE
+    )
     half = len(fashion.classes) // 2
     outputs = {"easy": half, "hard": len(fashion.classes) - half}
 

@@ -78,7 +78,8 @@ class Options:
     ) -> Training:
         """Early stopping as in the paper: no progress of more than 0.01 in ``patience`` epochs.
 
-        The paper names neither optimizer nor learning rate: Adam, or AdamW where there is a ``weight_decay``.
+        Behind ``lr_patience`` such epochs the learning rate falls to 0.3 of itself. The paper names neither optimizer
+        nor learning rate: Adam, or AdamW where there is a ``weight_decay``.
         """
         return Training(
             optimizer=self.optimizer or ("adamw" if weight_decay else "adam"),
