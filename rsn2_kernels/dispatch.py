@@ -103,14 +103,16 @@ def index(
     weight: CsrIndex,
     with_columns: bool,
     geometry: ConvGeometry | None = None,
-    with_words: bool = False,
+    batch: int | None = None,
+    trains: bool = False,
 ) -> list[Tensor]:
     """The index tensors that a backend reads: those of the weight, and what the backend derives from them.
 
-    ``with_words``: the sums for few rows of x may run in another order than in a larger batch, where that is faster.
+    With a ``batch``, the rows of x: sums for few of them may run in another order than in a larger batch, where that is
+    faster; and those of the gradients where the call ``trains``.
     """
     if backend in _OF_PRODUCTS and backend != "dense":
-        return cpu.index(weight, with_columns, geometry, with_words)
+        return cpu.index(weight, with_columns, geometry, batch, trains)
     tensors = weight.index(with_columns)
     if backend == "dense" and weight.device.type == "cpu":
         return tensors + cpu.mask_words(weight)
@@ -166,8 +168,8 @@ def resolve(
     elif backend is None:
         batch = _as_number(batch)
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
-    with_words = backend is None and _reads_words(name, weight, batch, geometry)
-    found = name, index(name, weight, with_columns, geometry, with_words)
+    by_words = backend is None and _reads_words(name, weight, batch, geometry)
+    found = name, index(name, weight, with_columns, geometry, batch if by_words else None, trains)
     if not is_traced():
         if len(known) >= _REMEMBERED:
             known.clear()

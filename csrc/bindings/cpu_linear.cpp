@@ -69,6 +69,21 @@ Tensor linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, Words words)
   return dvalues;
 }
 
+std::tuple<Tensor, Tensor> linear_gradients(Tensor dy, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor crow_t,
+                                            Tensor row_t, Tensor perm, Words words) {
+  Tensor dvalues = linear_dvalues(dy, x, crow, col, words);
+  return {linear_dx(dy, values, crow, col, crow_t, row_t, perm, words), dvalues};
+}
+
+int64_t bit_worth(int64_t product, int64_t batch) {
+  constexpr cpu::BitWorth cpu::BitKernels::* kProducts[] = {&cpu::BitKernels::forward, &cpu::BitKernels::dx,
+                                                            &cpu::BitKernels::dvalues};
+  STD_TORCH_CHECK(product >= 0 && product < 3 && batch >= 1, "rsn2_cpu::bit_worth: expected a product of 0, 1 or 2 and a "
+                  "batch of at least 1, got ", product, " and ", batch);
+  const cpu::BitKernels* const bits = context().kernels.bits;
+  return bits && batch <= cpu::kBitBatch ? cpu::bit_worth(bits->*kProducts[product], batch) : 0;
+}
+
 Tensor expand(Tensor values, Tensor crow, Tensor col, Words words, int64_t cols) {
   const char* const op = "rsn2_cpu::expand";
   const int64_t nnz = check_compressed(op, "crow", crow, "col", col, true), rows = crow.size(0) - 1;
@@ -107,6 +122,9 @@ STABLE_TORCH_LIBRARY(rsn2_cpu, m) {
   m.def("linear_dx(Tensor dy, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
         "Tensor perm, Tensor? words) -> Tensor");
   m.def("linear_dvalues(Tensor dy, Tensor x, Tensor crow, Tensor col, Tensor? words) -> Tensor");
+  m.def("linear_gradients(Tensor dy, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor row_t, "
+        "Tensor perm, Tensor? words) -> (Tensor, Tensor)");
+  m.def("bit_worth(int product, int batch) -> int");
   m.def("expand(Tensor values, Tensor crow, Tensor col, Tensor? words, int cols) -> Tensor");
   m.def("gather(Tensor dense, Tensor crow, Tensor col, Tensor? words) -> Tensor");
 }
@@ -115,8 +133,11 @@ STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CPU, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_dx", TORCH_BOX(&linear_dx));
   m.impl("linear_dvalues", TORCH_BOX(&linear_dvalues));
+  m.impl("linear_gradients", TORCH_BOX(&linear_gradients));
   m.impl("expand", TORCH_BOX(&expand));
   m.impl("gather", TORCH_BOX(&gather));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(rsn2_cpu, CompositeExplicitAutograd, m) { m.impl("bit_worth", TORCH_BOX(&bit_worth)); }
 
 }  // namespace rsn2::bindings

@@ -28,15 +28,15 @@ int64_t bit_work(const Csr<I>& weight) {
 inline constexpr int64_t kBitBatch = 8;
 inline int64_t bit_positions(int64_t batch) { return batch <= 2 ? batch : batch <= 4 ? 4 : 8; }
 
-// By bits, time grows with the positions; by indices, few take that of a cache line of them. So a share of the weight must be
-// owned that grows with the batch: for eight, 0.36 of it in the forward product, and 0.18 in the gradients (Zen 4).
-inline constexpr int64_t kBitsForward = 22, kBitsBackward = 45;
+inline int64_t bit_worth(const BitWorth& worth, int64_t batch) {
+  return batch == 1 ? worth.one : batch == 2 ? worth.two : batch <= 4 ? worth.four : worth.eight;
+}
 
-// Whether a product in float goes by the bits of the weight's mask; `worth` is one of these.
+// Whether a product in float goes by the bits of the weight's mask; `product` is one of those of BitKernels.
 template <class I>
-bool goes_by_bits(const Context& context, const Csr<I>& weight, int64_t batch, int64_t worth) {
+bool goes_by_bits(const Context& context, const Csr<I>& weight, int64_t batch, BitWorth BitKernels::* product) {
   if (!weight.words || !context.kernels.bits || batch < 1 || batch > kBitBatch) return false;
-  return batch == 1 || worth * weight.nnz >= batch * weight.rows * weight.row_words * kWordColumns;
+  return bit_worth(context.kernels.bits->*product, batch) * weight.nnz >= weight.rows * weight.row_words * kWordColumns;
 }
 
 template <class S>

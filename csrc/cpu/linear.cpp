@@ -173,7 +173,7 @@ template <class S, class I>
 void linear(const Context& context, const MatrixView<S>& x, const S* values, const S* bias, const Csr<I>& weight, S* y) {
   const WidenedValues<S> wide_bias(context.parallel, bias, weight.rows);
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
-    if (goes_by_bits(context, weight, x.batch, kBitsForward)) {
+    if (goes_by_bits(context, weight, x.batch, &BitKernels::forward)) {
       const int64_t positions = bit_positions(x.batch);
       const Buffer<float> sums(positions * weight.rows), features = float_quarters(x, positions);
       multiply_bits(context, weight, values, wide_bias.data(), positions, features.data(), sums.data());
@@ -198,7 +198,7 @@ void linear_dx(const Context& context, const MatrixView<S>& dy, const S* values,
   // The values in column order come from all over memory, which a small batch does not make up for.
   if (dy.batch <= kLineElements<T>) {
     if constexpr (std::is_same_v<T, float>) {
-      if (goes_by_bits(context, weight, dy.batch, kBitsBackward)) {
+      if (goes_by_bits(context, weight, dy.batch, &BitKernels::dx)) {
         const int64_t positions = bit_positions(dy.batch);
         const Buffer<float> sums(positions * weight.row_words * kWordColumns), gradient = float_rows(dy, positions);
         multiply_bits_transposed(context, weight, values, positions, gradient.data(), sums.data());
@@ -238,7 +238,7 @@ template <class S, class I>
 void linear_dvalues(const Context& context, const MatrixView<S>& dy, const MatrixView<S>& x, const Csr<I>& weight,
                     S* dvalues) {
   if constexpr (std::is_same_v<AccumulatorOf<S>, float>) {
-    if (goes_by_bits(context, weight, dy.batch, kBitsBackward)) {
+    if (goes_by_bits(context, weight, dy.batch, &BitKernels::dvalues)) {
       const int64_t positions = bit_positions(dy.batch);
       const Buffer<float> gradient = float_rows(dy, positions), features = float_quarters(x, positions);
       return sample_bits(context, weight, positions, gradient.data(), features.data(), dvalues);

@@ -198,7 +198,13 @@ struct BitProducts {
   void (*sample)(const BitSample<S>&);
 };
 
+// A product goes by bits where it owns one position in so many, or more; of 1, 2, 4 and 8 positions of x.
+struct BitWorth {
+  int64_t one, two, four, eight;
+};
+
 struct BitKernels {
+  BitWorth forward, dx, dvalues;
   BitProducts<float> of_float;
   BitProducts<Half> of_half;
   BitProducts<BFloat16> of_bfloat16;

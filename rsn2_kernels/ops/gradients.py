@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsn2_kernels.ops.operator import Operator
+from rsn2_kernels.ops.operator import Operator, is_watched
 
 
 def sum_per_channel(dy: Tensor, index: list[Tensor], *rest: Any) -> Tensor:
@@ -26,6 +26,7 @@ def register_gradients(
     size_of: Callable[[Tensor], tuple[Any, ...]],
     dbias: Callable[..., Tensor] = sum_per_channel,
     activates: bool = False,
+    both: Callable[..., tuple[Tensor, Tensor] | None] = lambda *call: None,
     laid_out: Callable[[Tensor, list[Any]], Tensor] = lambda dy, rest: dy,
 ) -> None:
     """Tell the three products of an operator their gradients.
@@ -38,6 +39,8 @@ def register_gradients(
         dbias: ``(dy, index, *rest)`` -> the gradient of the bias, by torch's own differentiable operators.
         activates: whether the operator, and it alone, takes an activation in front of ``*rest``. ReLU is undone from
             the result that it left; other activations are refused under gradients.
+        both: ``(dy, x, values, index, *rest)`` -> what ``dx`` and ``dvalues`` return, without derivatives and in
+            one call; None where the backend has no such call.
         laid_out: ``(dy, rest)`` -> dy in the layout that the backend reads, where both products will read it.
     """
 
@@ -63,6 +66,10 @@ def register_gradients(
         shared = laid_out(dy, ctx.rest) if needs_x and needs_values else dy
         # First what finds dy in the caches, last what the layer in front will read.
         of_bias = dbias(dy, index, *ctx.rest) if needs_bias else None
+        if needs_x and needs_values and not torch.is_grad_enabled() and not is_watched((shared, x, values)):
+            at_once = both(shared, x, values, index, *ctx.rest)
+            if at_once is not None:
+                return *at_once, of_bias
         of_values = dvalues(shared, x, index, *ctx.rest) if needs_values else None
         of_x = dx(shared, values, index, *ctx.size, *ctx.rest) if needs_x else None
         return of_x, of_values, of_bias

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, activated
+from rsn2_kernels.backends import Index, activated, cpu
 from rsn2_kernels.geometry import Pair
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import feature_major
@@ -100,6 +100,12 @@ def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, features: Pair, ba
     return dy.new_empty(index[1].shape[0])
 
 
+def _both(
+    dy: Tensor, x: Tensor, values: Tensor, index: Index, features: Pair, backend: str
+) -> tuple[Tensor, Tensor] | None:
+    return cpu.linear_gradients(dy, x, values, index) if backend == "cpu" else None
+
+
 _REST = "int[2] features, str backend"
 _LINEAR = Operator(
     f"linear(Tensor x, Tensor values, Tensor? bias, Tensor[] index, str activation, {_REST}) -> Tensor",
@@ -119,4 +125,6 @@ _LINEAR_DVALUES = Operator(
     _linear_dvalues_fake,
     operands=2,
 )
-register_gradients(_LINEAR, _LINEAR_DX, _LINEAR_DVALUES, size_of=lambda x: (), activates=True, laid_out=feature_major)
+register_gradients(
+    _LINEAR, _LINEAR_DX, _LINEAR_DVALUES, size_of=lambda x: (), activates=True, both=_both, laid_out=feature_major
+)

@@ -120,7 +120,9 @@ def _call(
     """A product as it runs where nobody asked for the backend by name."""
     run, convolves = dispatch.module(backend), op == "conv2d"
     few = not convolves and len(x) <= cpu.BIT_BATCH
-    index = dispatch.index(backend, pattern, True, _GEOMETRY if convolves else None, with_words=few)
+    index = dispatch.index(
+        backend, pattern, True, _GEOMETRY if convolves else None, batch=len(x) if few else None, trains=True
+    )
     size, rest = ([x.shape[2:]], [_GEOMETRY]) if convolves else ([], [])
     calls: dict[str, Callable[[], Tensor]] = {
         "forward": partial(getattr(run, op), x, values, None, index, *rest),

@@ -4,29 +4,21 @@ python -m rsn2.experiments.page [RESULTS] [OUT]
 """
 
 import argparse
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsn2 import markdown
-from rsn2.experiments import study_tables
-from rsn2.experiments.folder import read_json
-from rsn2.experiments.paper.options import Options
-from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, SIZES, F1Row
+from rsn2.experiments import f1_appendix, study_tables
+from rsn2.experiments.paper_tables import SIZES
+from rsn2.experiments.results import Result, average, load_results, training_of, values_of
 from rsn2.experiments.wording import MSE_DECIMALS, as_in_paper, counted, digits, listed, share_of, spread
-
-# One results file: what `rsn2 experiment N --seed S` wrote.
-Result = dict[str, Any]
 
 FEW_SEEDS = 3
 # What a mean may be behind the paper's before its row falls short.
 ACCURACY_ALLOWED = 0.01
 MSE_ALLOWED = 1.1
-# More columns than this are no table that one reads.
-_MOST_CLASSES = 10
 _ROUNDING = 1e-9
 HELD_UP = 1.5
 """Times the median of its epochs, all together, from which a training counts as held up."""
@@ -34,8 +26,8 @@ HELD_UP = 1.5
 _INTRO = (
     "The paper's six experiments, on real data: several tasks in one network, each on its own weights (RSN2), against "
     "a dense network of the same shape (control), and against the paper's figures. Training stops when the validation "
-    "loss has not fallen by more than 0.01 for 3 epochs (5 in experiment 5); tasks trained at once stop by the sum of "
-    "theirs. "
+    "loss has not fallen by more than 0.01 for the epochs of the patience that is named below, the paper's unless a "
+    "note says otherwise; tasks trained at once stop by the sum of theirs. "
     "Figures are of the test set: the mean over the seeds ± their sample standard deviation, with the number of seeds "
     "in brackets. `python -m rsn2.experiments.page` writes this page from what `rsn2 experiment N` left in `results`, "
     "one file for each seed.",
@@ -58,39 +50,6 @@ _SOUGHT_FOR_THE_NETWORK_ALONE = {
     "and control are no fair comparison: the controls may be better than they are here.",
 }
 
-_F1_INTRO = (
-    "F1 of every class, the mean over the seeds in which the task has the class, and below it the paper's, where its "
-    'appendix is legible. The appendix numbers experiments otherwise than the text: its "Exp 2" and "Exp 3" are 3 '
-    'and 2 of the text, its "Exp 7" and "Exp 8" are 4 and 5. "Exp 3" is the nearest to experiment 2, though its '
-    "accuracies (98 and 87 %) are each a point above those of the text (97 and 86 %)."
-)
-
-
-def load_results(folder: Path) -> dict[int, list[Result]]:
-    """Experiment -> its results by seed, both rising, from the files ``experiment-N-seed-S.json`` of a folder.
-
-    Raises:
-        ValueError: names the file, if one is no JSON, is of another experiment or seed than its name says or of a
-            quick run, or the files of one experiment differ in what they ran.
-    """
-    found: dict[int, dict[int, Result]] = {}
-    for path in sorted(folder.glob("experiment-*-seed-*.json")):
-        if named := re.fullmatch(r"experiment-(\d+)-seed-(\d+)\.json", path.name):
-            experiment, seed = map(int, named.groups())
-            result: Result = read_json(path)
-            if (result["experiment"], result["seed"]) != (experiment, seed):
-                raise ValueError(
-                    f"{path}: expected experiment {experiment}, seed {seed}. "
-                    f"Got experiment {result['experiment']}, seed {result['seed']}."
-                )
-            if result.get("quick", False):
-                raise ValueError(f"{path}: expected a whole run. Got one with --quick, which is no result.")
-            known = found.setdefault(experiment, {})
-            if known and (different := _differences(next(iter(known.values())), result)):
-                raise ValueError(f"{path}: expected the same as in the other seeds. Got another {different[0]}.")
-            known[seed] = result
-    return {number: [found[number][seed] for seed in sorted(found[number])] for number in sorted(found)}
-
 
 def render(folder: Path) -> str:
     """The page, in Markdown.
@@ -104,41 +63,8 @@ def render(folder: Path) -> str:
         parts.append("There are no results yet.")
     parts += [_section(number, seeds) for number, seeds in results.items()]
     parts += study_tables.sections(folder)
-    tables = [part for number, seeds in results.items() for part in _f1_tables(number, seeds)]
-    if tables:
-        parts += ["## Appendix: F1 per class", markdown.wrapped(_F1_INTRO), *tables]
+    parts += f1_appendix.sections(results)
     return "\n\n".join(parts) + "\n"
-
-
-def _differences(first: Result, second: Result) -> list[str]:
-    """What results of the same experiment must share, and do not."""
-    kinds = [_kind(result) for result in (first, second)]
-    return [key for key in kinds[0] if kinds[0][key] != kinds[1][key]]
-
-
-def _kind(result: Result) -> dict[str, Any]:
-    rows = [
-        [row[key] for key in ("name", "metric", "density", "paper_rsn2", "paper_control")] for row in result["rows"]
-    ]
-    return {
-        "title": result["title"],
-        "rows": rows,
-        # An option that came after a file was written had its default. That of the optimizer was once its name, which
-        # "training" has.
-        "options": _without("seed", "optimizer", settings=asdict(Options()) | result.get("options", {})),
-        "allocation": result["allocation"],
-        "training": _training(result),
-    }
-
-
-def _training(result: Result) -> dict[str, dict[str, Any]]:
-    """Of tasks and controls."""
-    controls = {f"{name} (control)": settings for name, settings in result["control_training"].items()}
-    return {name: _without("seed", settings=settings) for name, settings in (result["training"] | controls).items()}
-
-
-def _without(*names: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in names}
 
 
 # A section
@@ -173,16 +99,16 @@ def _cells(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list
     """One line of the table but for its times, of one row in all seeds; ``groups`` are those of all rows."""
     rows = groups[name]
     first = rows[0]
-    metric, density, changed = first["metric"], first["density"], _values(rows, "values_changed")
+    metric, density, changed = first["metric"], first["density"], values_of(rows, "values_changed")
     return [
         first["name"],
         "-" if density is None else f"{density:g}",
         as_in_paper(metric, first["paper_rsn2"]),
-        spread(metric, _values(rows, "rsn2")),
+        spread(metric, values_of(rows, "rsn2")),
         as_in_paper(metric, first["paper_control"]),
-        spread(metric, _values(rows, "control")),
+        spread(metric, values_of(rows, "control")),
         f"{max(changed):.0f}" if changed else "-",
-        f"{digits(_average(_values(rows, 'epochs')))} / {digits(_average(_values(rows, 'control_epochs')))}",
+        f"{digits(average(values_of(rows, 'epochs')))} / {digits(average(values_of(rows, 'control_epochs')))}",
     ]
 
 
@@ -202,18 +128,18 @@ def _shortfalls(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Sentences on what is behind the paper in one row."""
     name, metric = rows[0]["name"], rows[0]["metric"]
     paper, paper_control = rows[0]["paper_rsn2"], rows[0]["paper_control"]
-    ours, control = _values(rows, "rsn2"), _values(rows, "control")
+    ours, control = values_of(rows, "rsn2"), values_of(rows, "control")
     sentences = []
     if ours and paper is not None:
         limit = paper - ACCURACY_ALLOWED if metric == "accuracy" else MSE_ALLOWED * paper
         allowed = "1 point" if metric == "accuracy" else f"{100 * (MSE_ALLOWED - 1):.0f} %"
-        if _worse(metric, _mean(ours), limit):
-            behind = _behind(metric, _mean(ours), paper)
+        if _worse(metric, statistics.fmean(ours), limit):
+            behind = _behind(metric, statistics.fmean(ours), paper)
             sentences.append(f"{name} falls short: RSN2 is {behind}; allowed is {allowed}.")
     if control and paper_control is not None:
-        rounded = round(_mean(control), 2 if metric == "accuracy" else MSE_DECIMALS)
+        rounded = round(statistics.fmean(control), 2 if metric == "accuracy" else MSE_DECIMALS)
         if _worse(metric, rounded, paper_control):
-            behind = _behind(metric, _mean(control), paper_control)
+            behind = _behind(metric, statistics.fmean(control), paper_control)
             shown = as_in_paper(metric, rounded)
             sentences.append(f"{name} has a weak control: it is {behind}, and still worse when rounded ({shown}).")
     return sentences
@@ -248,7 +174,7 @@ def _sizes(number: int, results: Sequence[Result]) -> list[str]:
     """Bytes, like compared with like: with both or without optimizer state."""
 
     def mean(part: str, kind: str) -> float:
-        return _mean([result["bytes"][part][kind] for result in results])
+        return statistics.fmean([result["bytes"][part][kind] for result in results])
 
     if not mean("controls", "weights"):
         return [f"Size: {digits(mean('network', 'weights') / 1e6)} MB, without controls to compare it with."]
@@ -270,10 +196,10 @@ def _sizes(number: int, results: Sequence[Result]) -> list[str]:
 
 def _continual(results: Sequence[Result]) -> str:
     measures = [result["continual"] for result in results]
-    accuracies, transfers = (_values(measures, key) for key in ("average_accuracy", "backward_transfer"))
-    parts = [f"capacity used {spread('accuracy', _values(measures, 'capacity'))}"]
+    accuracies, transfers = (values_of(measures, key) for key in ("average_accuracy", "backward_transfer"))
+    parts = [f"capacity used {spread('accuracy', values_of(measures, 'capacity'))}"]
     if transfers:
-        parts.insert(0, f"backward transfer {100 * _mean(transfers) + 0.0:.3g} points")
+        parts.insert(0, f"backward transfer {100 * statistics.fmean(transfers) + 0.0:.3g} points")
     if accuracies:
         parts.insert(0, f"average accuracy {spread('accuracy', accuracies)}")
     text = ", ".join(parts)
@@ -283,7 +209,7 @@ def _continual(results: Sequence[Result]) -> str:
 def _training_lines(results: Sequence[Result]) -> list[str]:
     """Tasks and controls with equal settings in one line."""
     groups: dict[str, list[str]] = {}
-    for task, settings in _training(results[0]).items():
+    for task, settings in training_of(results[0]).items():
         groups.setdefault(listed(settings), []).append(task)
     return [f"Training of {', '.join(tasks)}: {settings}." for settings, tasks in groups.items()]
 
@@ -306,7 +232,7 @@ def _machines(places: Mapping[str, Sequence[Result]]) -> list[str]:
     for place, results in places.items():
         torch = dict.fromkeys(f"torch {result['versions']['torch']}" for result in results)
         minutes = {
-            part: _mean([result["training_seconds"][part] for result in results]) / 60
+            part: statistics.fmean([result["training_seconds"][part] for result in results]) / 60
             for part in ("network", "controls")
         }
         seeds = f"Seed{'s' if len(results) > 1 else ''} {', '.join(str(result['seed']) for result in results)}: "
@@ -332,72 +258,11 @@ def _was_held_up(result: Result) -> bool:
     )
 
 
-# The appendix
-
-
-def _f1_tables(number: int, results: Sequence[Result]) -> list[str]:
-    """A heading and one table for all tasks of an experiment with the same classes."""
-    tables: dict[tuple[str, ...], list[list[str]]] = {}
-    for task, classes in _classes(results).items():
-        if len(classes) > _MOST_CLASSES:
-            continue
-        rows = tables.setdefault(classes, [])
-        for network, paper in (("rsn2", F1_RSN2), ("control", F1_CONTROL)):
-            if ours := _mean_f1(results, network, task):
-                rows.append([f"{task}: {'RSN2' if network == 'rsn2' else network}", *_scores(ours, classes)])
-            if found := paper.get((number, task)):
-                rows.append([_source(found), *_scores(found.scores, classes)])
-    parts = [markdown.table(["F1", *classes], rows) for classes, rows in tables.items() if rows]
-    return [f"### Experiment {number}", *parts] if parts else []
-
-
-def _classes(results: Sequence[Result]) -> dict[str, tuple[str, ...]]:
-    """Task -> its classes in any seed: which are easy or hard may differ between seeds."""
-    found: dict[str, dict[str, None]] = {}
-    for result in results:
-        for task, classes in result["classes"].items():
-            found.setdefault(task, {}).update(dict.fromkeys(classes))
-    return {task: tuple(classes) for task, classes in found.items()}
-
-
-def _mean_f1(results: Sequence[Result], network: str, task: str) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
-    for result in results:
-        if found := result["f1"].get(network, {}).get(task):
-            for name, score in zip(result["classes"][task], found, strict=True):
-                scores.setdefault(name, []).append(score)
-    return {name: _mean(found) for name, found in scores.items()}
-
-
-def _scores(scores: Mapping[str, float], classes: Iterable[str]) -> list[str]:
-    return [f"{scores[name]:.2f}" if name in scores else "-" for name in classes]
-
-
-def _source(row: F1Row) -> str:
-    return f"paper, table {row.table}: {row.row}"
-
-
-# Figures of several seeds
-
-
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A row's figure in the seeds that have it."""
-    return [row[key] for row in rows if row[key] is not None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _average(values: Sequence[float]) -> float | None:
-    return _mean(values) if values else None
-
-
 def _per_epoch(rows: Sequence[Mapping[str, Any]], prefix: str) -> float | None:
     """Seconds of one epoch, the mean of the seeds: of their medians, or in older files of all their epochs."""
     if medians := [row[key] for row in rows if (key := f"{prefix}epoch_seconds") in row and row[key] is not None]:
-        return _mean(medians)
-    seconds, epochs = _values(rows, f"{prefix}seconds"), _values(rows, f"{prefix}epochs")
+        return statistics.fmean(medians)
+    seconds, epochs = values_of(rows, f"{prefix}seconds"), values_of(rows, f"{prefix}epochs")
     return sum(seconds) / sum(epochs) if sum(epochs) else None
 
 
