@@ -35,6 +35,9 @@ void pack_task(const PanelSource<P>& source, int64_t first, int64_t task, P* dat
               data + panel * source.panel_elements());
 }
 
+// Multiply-adds in whose time an element is packed: a vector is too small for several slots.
+constexpr int64_t kPackWork = 4;
+
 // Bytes of a panel that stay in the second-level cache beside all that passes through it, and in the first. A sampled
 // product reads longer runs and pays more for a short row.
 constexpr int64_t kMultiplyBytes = 1 << 18, kMultiplyFirstLevelBytes = 5 << 13, kSampleBytes = 1 << 19;
@@ -134,7 +137,7 @@ void multiply(const Context& context, const SparseRows<P, I>& weights, const Pan
   // The slots share the panels left over: their rows are cut, finely enough that the shares differ little.
   const int64_t rest = panels - whole;
   if (rest == 0) return;
-  parallel.for_each(pack_tasks(x, rest), slots,
+  parallel.for_each(pack_tasks(x, rest), parallel.slots_for(rest * x.panel_elements() * kPackWork),
                     [&](int64_t task, int64_t) { pack_task(x, whole, task, packed.data()); });
   const int64_t parts = std::min(weights.rows, ceil_div(4 * slots, rest));
   parallel.for_each(rest * parts, slots, [&](int64_t task, int64_t slot) {
@@ -181,8 +184,8 @@ void sample(const Context& context, const SparseRows<P, I>& pattern, const Panel
   const Buffer<P> packed_dy(wave * dy.panel_elements());
   for (int64_t first = 0; first < panels; first += wave) {
     const int64_t count = std::min(wave, panels - first);
-    const int64_t x_tasks = pack_tasks(x, count);
-    parallel.for_each(x_tasks + pack_tasks(dy, count), slots, [&](int64_t task, int64_t) {
+    const int64_t x_tasks = pack_tasks(x, count), elements = count * (x.panel_elements() + dy.panel_elements());
+    parallel.for_each(x_tasks + pack_tasks(dy, count), parallel.slots_for(elements * kPackWork), [&](int64_t task, int64_t) {
       if (task < x_tasks) {
         pack_task(x, first, task, packed_x.data());
       } else {
