@@ -19,7 +19,7 @@ from rsn2.experiments import paper, runner
 from rsn2.experiments.data import Source, load
 from rsn2.experiments.experiment import Problem
 from rsn2.experiments.paper import Options, experiment3, problems
-from rsn2.experiments.paper.networks import Transformer
+from rsn2.experiments.paper.networks import Mirror, Transformer
 from rsn2.experiments.settings import Training
 from rsn2.sealed import CheckpointError
 from rsn2.tasks import multitask_layers
@@ -246,6 +246,16 @@ def test_options_take_the_place_of_the_experiments_settings() -> None:
     own, other = Options().training(weight_decay=0.5), Options(optimizer="sgd").training(weight_decay=0.5)
     assert (own.optimizer, own.weight_decay) == ("adamw", 0.5)
     assert (other.optimizer, other.weight_decay) == ("sgd", 0.0)
+
+
+def test_images_are_mirrored_by_chance_while_a_network_trains() -> None:
+    x = torch.arange(200 * 12.0).reshape(200, 1, 3, 4)
+    mirror = Mirror()
+    torch.manual_seed(0)
+    seen = mirror.train()(x)
+    as_it_is, mirrored = ((seen == each).flatten(1).all(1) for each in (x, x.flip(3)))
+    assert bool((as_it_is ^ mirrored).all()) and 70 <= int(mirrored.sum()) <= 130
+    assert mirror.eval()(x) is x
 
 
 def test_the_learning_rate_falls_behind_epochs_without_progress() -> None:

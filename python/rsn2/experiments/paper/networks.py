@@ -96,6 +96,16 @@ class Permutation(nn.Module):
         return x.flatten(1)[:, self.order]
 
 
+class Mirror(nn.Module):
+    """While the network trains, each image with probability 1/2 the other way round: left is right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[n, channels, height, width]`` to such."""
+        if not self.training:
+            return x
+        return x.flip(3).where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x)
+
+
 class Convolutional(nn.Module):
     """Blocks of two 3 x 3 convolutions and a maximum over 2 x 2, then fully connected layers, all with ReLU; a head.
 
@@ -105,6 +115,7 @@ class Convolutional(nn.Module):
         padding: of each convolution; 1 keeps the shape.
         units: of each fully connected layer.
         outputs: task -> number of outputs.
+        mirrored: whether images go through :class:`Mirror` first.
     """
 
     def __init__(
@@ -114,9 +125,11 @@ class Convolutional(nn.Module):
         padding: int,
         units: Sequence[int],
         outputs: Mapping[str, int],
+        mirrored: bool = False,
     ):
         super().__init__()
         channels, side = image
+        self.mirror = Mirror() if mirrored else nn.Identity()
         blocks: list[nn.Module] = []
         for count in filters:
             for inputs in (channels, count):
@@ -130,7 +143,7 @@ class Convolutional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[n, channels, side, side]`` to ``[n, outputs]`` of the active task."""
-        x = self.convolutions(x).flatten(1)
+        x = self.convolutions(self.mirror(x)).flatten(1)
         for layer in self.connected:
             x = F.relu(layer(x))
         out: Tensor = self.head(x)
