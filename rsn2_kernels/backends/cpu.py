@@ -96,9 +96,9 @@ def index(
                 tensors[place] = _narrow(weight, place, tensors[place])
     if batch is None:
         return tensors
-    batches = [batch] if weight.stacks == 1 else range(1, BIT_BATCH + 1)
+    few = [batch] if weight.stacks == 1 else range(1, BIT_BATCH + 1)
     products = list(WORTH_BITS) if trains else ["forward"]
-    serve = any(is_worth_bits(weight, batch, product) for batch in batches for product in products)
+    serve = any(is_worth_bits(weight, rows, product) for rows in few for product in products)
     return tensors + (mask_words(weight, serve) or _no_words(weight))
 
 

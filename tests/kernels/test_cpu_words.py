@@ -109,6 +109,16 @@ def test_a_row_of_x_has_the_same_bits_among_few() -> None:
 
 
 @pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
+def test_gradients_asked_for_together_are_those_alone(case: Case) -> None:
+    operands = case.operands(torch.float32)
+    asked = (operands.x, operands.values)
+    y = case.call(operands, None)
+    together = torch.autograd.grad(y, asked, operands.dy, retain_graph=True)
+    alone = [torch.autograd.grad(y, each, operands.dy, retain_graph=True)[0] for each in asked]
+    assert all(map(torch.equal, together, alone))
+
+
+@pytest.mark.parametrize("case", AWKWARD_SIZES + THIN_SIZES, ids=str)
 def test_a_row_of_x_may_lie_anywhere(case: Case) -> None:
     """What stands beside the operands in memory is not read into the result, though registers are wider."""
     operands = case.operands(torch.float32)

@@ -44,10 +44,11 @@ _INTRO = (
     "losses of these trials.",
 )
 
-# Experiments whose rates were sought for the network alone, and what to say of their table.
-_SOUGHT_FOR_THE_NETWORK_ALONE = {
+# What to say of an experiment's table.
+_REMARKS = {
     5: "Three learning rates were tried for RSN2; of the controls, at 0.001, no trial is noted. So the columns RSN2 "
-    "and control are no fair comparison: the controls may be better than they are here.",
+    "and control are no fair comparison: the controls may be better than they are here. These runs are older than what "
+    "`rsn2 experiment 5` does by now: it chooses weights layer by layer, its rate falls, and it mirrors images by chance.",
 }
 
 
@@ -84,7 +85,7 @@ def _section(number: int, results: Sequence[Result]) -> str:
     lines += [_audit(results), *_sizes(number, results), _continual(results)]
     notes = dict.fromkeys(note for result in results for note in result["notes"])
     lines += [*notes, f"Allocation: {listed(first['allocation'])}.", *_training_lines(results), *_machines(places)]
-    remark = _SOUGHT_FOR_THE_NETWORK_ALONE.get(number)
+    remark = _REMARKS.get(number)
     return "\n\n".join(
         [
             f"## Experiment {number}: {first['title']}",

@@ -34,8 +34,7 @@ NOTES = (
     "The faces share the convolutions' slot of `utkface_age`. They are 48 x 48 here, where the paper's model sizes "
     "suggest about 188 x 188; CIFAR-10 is resized to 48 x 48, so that all tasks run through the same layers.",
     "While they train, the network and the controls see each image mirrored or as it is, by chance, which the paper "
-    "does not say: of so few pixels, the 17068 faces are soon known by heart. The validation loss of the three face "
-    "tasks, trained without CIFAR-10, summed to 2.08 at best, for 2.22 (seed 0).",
+    "does not say: of so few pixels, the 17068 faces are soon known by heart.",
     "The paper's controls did not converge. Ours stop each by its own validation loss.",
 )
 SIDE = 48
