@@ -237,7 +237,7 @@ def run_tests(check: Check) -> None:
             each.result()
     check.step("networks", pytest_command([ROOT / NETWORKS], 1, device=False), 60, threads, of_pytest)
     command = pytest_command(contract, workers(), "-k", "not triton")
-    check.step("contract tests, dense and reference", command, 45, threads, of_pytest)
+    check.step("contract tests, dense and reference", command, 100, threads, of_pytest)
 
 
 def describe(check: Check) -> bool:

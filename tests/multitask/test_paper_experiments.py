@@ -19,7 +19,7 @@ from rsn2.experiments import paper, runner
 from rsn2.experiments.data import Source, load
 from rsn2.experiments.experiment import Problem
 from rsn2.experiments.paper import Options, experiment3, problems
-from rsn2.experiments.paper.networks import Mirror, Transformer
+from rsn2.experiments.paper.networks import Jitter, Transformer
 from rsn2.experiments.settings import Training
 from rsn2.sealed import CheckpointError
 from rsn2.tasks import multitask_layers
@@ -248,14 +248,33 @@ def test_options_take_the_place_of_the_experiments_settings() -> None:
     assert (other.optimizer, other.weight_decay) == ("sgd", 0.0)
 
 
-def test_images_are_mirrored_by_chance_while_a_network_trains() -> None:
-    x = torch.arange(200 * 12.0).reshape(200, 1, 3, 4)
-    mirror = Mirror()
+def test_jitter_mirrors_by_chance_while_a_network_trains() -> None:
+    x = torch.rand(200, 2, 3, 4)
+    jitter = Jitter(0.0, 0.0, 0.0)
     torch.manual_seed(0)
-    seen = mirror.train()(x)
-    as_it_is, mirrored = ((seen == each).flatten(1).all(1) for each in (x, x.flip(3)))
+    seen = jitter.train()(x)
+    as_it_is, mirrored = ((seen - each).abs().amax((1, 2, 3)) < 1e-5 for each in (x, x.flip(3)))
     assert bool((as_it_is ^ mirrored).all()) and 70 <= int(mirrored.sum()) <= 130
-    assert mirror.eval()(x) is x
+    assert jitter.eval()(x) is x
+
+
+@pytest.mark.parametrize(
+    ("amount", "most"),
+    [((0.2, 0.0, 0.0), 0.2 * 10), ((0.0, 0.1, 0.0), 0.1 * 10), ((0.0, 0.0, 0.125), 0.125 * 32)],
+    ids=["turn", "zoom", "shift"],
+)
+def test_jitter_moves_a_spot_no_farther_than_it_is_told(amount: tuple[float, float, float], most: float) -> None:
+    side, spot = 32, 25
+    x = torch.zeros(500, 1, side, side)
+    x[:, :, 15:17, spot : spot + 2] = 1.0  # ten pixels right of the middle
+    torch.manual_seed(0)
+    seen = Jitter(*amount).train()(x)
+    place = torch.arange(side) - (side - 1) / 2
+    weight = seen.sum((1, 2, 3))
+    down, right = (seen * place[:, None]).sum((1, 2, 3)) / weight, (seen * place).sum((1, 2, 3)) / weight
+    moved = torch.hypot((right.abs() - 10) if not amount[2] else torch.zeros(()), down)
+    assert moved.max() <= 1.2 * most
+    assert moved.max() >= 0.8 * most
 
 
 def test_the_learning_rate_falls_behind_epochs_without_progress() -> None:

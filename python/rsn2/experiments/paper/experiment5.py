@@ -7,7 +7,7 @@ from torch import nn
 
 from rsn2.experiments.data import DataSet
 from rsn2.experiments.experiment import Experiment, Stage, Task
-from rsn2.experiments.paper.networks import Convolutional, drawn
+from rsn2.experiments.paper.networks import Convolutional, Jitter, drawn
 from rsn2.experiments.paper.options import Options
 from rsn2.experiments.paper.problems import problem, resized
 from rsn2.experiments.settings import Allocation
@@ -38,11 +38,13 @@ NOTES = (
     "The paper's controls did not converge. Ours stop each by its own validation loss.",
 )
 SIDE = 48
+TURN, ZOOM, SHIFT = 0.15, 0.1, 0.05
 
 
 def build(seed: int, outputs: Mapping[str, int]) -> nn.Module:
     """The plain network, for images of 48 x 48."""
-    network = partial(Convolutional, (3, SIDE), (16, 32, 64), padding=1, units=(128,) * 3, mirrored=True)
+    jitter = Jitter(TURN, ZOOM, SHIFT)
+    network = partial(Convolutional, (3, SIDE), (16, 32, 64), padding=1, units=(128,) * 3, before=jitter)
     return drawn(lambda: network(outputs=outputs), seed)
 
 

@@ -96,14 +96,33 @@ class Permutation(nn.Module):
         return x.flatten(1)[:, self.order]
 
 
-class Mirror(nn.Module):
-    """While the network trains, each image with probability 1/2 the other way round: left is right."""
+class Jitter(nn.Module):
+    """While the network trains, each image as it might have been taken, too: moved by chance, one way or the other.
+
+    Args:
+        turn: radians at most.
+        zoom: share by which it is larger or smaller at most.
+        shift: share of its side by which it is moved at most, along each side.
+
+    With probability 1/2 left is right as well. What comes into sight beyond an edge continues the edge.
+    """
+
+    def __init__(self, turn: float, zoom: float, shift: float):
+        super().__init__()
+        self.turn, self.zoom, self.shift = turn, zoom, shift
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[n, channels, height, width]`` to such."""
         if not self.training:
             return x
-        return x.flip(3).where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x)
+        turn, zoom, right, down, side = torch.rand(5, len(x), device=x.device) * 2 - 1
+        angle, scale, mirror = self.turn * turn, 1 + self.zoom * zoom, side.sign()
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        # Where each pixel comes from; a side is 2 long.
+        rows = (mirror * cos, -sin, 2 * self.shift * right), (mirror * sin, cos, 2 * self.shift * down)
+        origins = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+        grid = F.affine_grid(origins, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 class Convolutional(nn.Module):
@@ -115,7 +134,7 @@ class Convolutional(nn.Module):
         padding: of each convolution; 1 keeps the shape.
         units: of each fully connected layer.
         outputs: task -> number of outputs.
-        mirrored: whether images go through :class:`Mirror` first.
+        before: what images go through first, such as :class:`Jitter`.
     """
 
     def __init__(
@@ -125,11 +144,11 @@ class Convolutional(nn.Module):
         padding: int,
         units: Sequence[int],
         outputs: Mapping[str, int],
-        mirrored: bool = False,
+        before: nn.Module | None = None,
     ):
         super().__init__()
         channels, side = image
-        self.mirror = Mirror() if mirrored else nn.Identity()
+        self.before = before or nn.Identity()
         blocks: list[nn.Module] = []
         for count in filters:
             for inputs in (channels, count):
@@ -143,7 +162,7 @@ class Convolutional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[n, channels, side, side]`` to ``[n, outputs]`` of the active task."""
-        x = self.convolutions(self.mirror(x)).flatten(1)
+        x = self.convolutions(self.before(x)).flatten(1)
         for layer in self.connected:
             x = F.relu(layer(x))
         out: Tensor = self.head(x)
