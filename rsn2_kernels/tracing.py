@@ -7,6 +7,9 @@ from torch.utils._device import DeviceContext
 PLAIN = (Tensor, torch.nn.Parameter)
 """Types whose instances are tensors and nothing beside."""
 
+# Asked once, here: torch.compile of torch 2.11 does not follow the question.
+_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+
 
 def is_traced() -> bool:
     """Whether torch.compile, an exporter, a mode or a function transform follows what is called.
@@ -24,7 +27,7 @@ def is_traced() -> bool:
 
 def autocasts(device: str) -> bool:
     """Whether autocast is on for a type of device. Some have none, and torch refuses to answer for them."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def _has_function_mode() -> bool:
