@@ -131,7 +131,7 @@ class Check:
                 )
                 timed_out = not ended(process, limit)
                 status = process.returncode
-            output = log.read_text(errors="replace")
+            output = log.read_text(errors="replace").replace(str(ROOT), ".")
             found, more = (judge or by_status)(status, output)
         except Exception as error:
             found, more = "failed", {"error": f"{type(error).__name__}: {error}"}

@@ -34,12 +34,6 @@ def cases() -> dict[str, list[Record]]:
     return rows_of(checked()["benchmarks"]["cases"])
 
 
-@cache
-def tuned() -> dict[str, list[Record]]:
-    """Benchmarks of variants, measured before it: for what it had no time to end."""
-    return rows_of(json.loads((RESULTS / "gpu-tuning.json").read_text())["cases"])
-
-
 def steps() -> str:
     """What was run, and how it ended."""
     rows = []
@@ -66,7 +60,9 @@ def training() -> str:
         if not found[0].get("layer") and name != "unstructured":
             continue
         whole = [row for row in found if row["what"] == products[0]]
-        cells = [name if "density" in name else f"random, density {whole[0]['density']:.2g}", str(len(whole))]
+        about = "random" if name == "unstructured" else name
+        density = f", density {whole[0]['density']:.2g}"
+        cells = [about if "density" in about else about + density, str(len(whole))]
         cells.append(spread(row["visited"] for row in whole))
         cells.append(spread(row["times_as_fast"]["triton"] for row in whole))
         for product in products:
@@ -150,7 +146,7 @@ def sampled() -> str:
         depth, warps = row.get("DEPTH", 64), row.get("num_warps", 8)
         return f"depth {depth}, {warps} warps, {row['num_stages']} stages{registers}"
 
-    return variants(tuned()["tiles of the sampled product"], label)
+    return variants(cases()["tiles of the sampled product"], label)
 
 
 def small_batches() -> str:

@@ -330,5 +330,7 @@ def _gpu_costs(
         forward = gpu_cost.compact_seconds(weight, batch, dtype, grouped)
         costs["cuda"] = (forward + 2 * costs["dense"]) / 3 if trains else forward
     if "triton" in able:
-        costs["triton"] = gpu_cost.visiting_seconds(visits, each, dtype)
+        visiting = gpu_cost.visiting_seconds(visits, each, dtype)
+        sampling = gpu_cost.sampling_seconds(visits, each, dtype)
+        costs["triton"] = (2 * visiting + sampling) / 3 if trains else visiting
     return costs

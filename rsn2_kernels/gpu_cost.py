@@ -1,6 +1,6 @@
 """Predicted seconds of one product on an NVIDIA GPU: bytes over bandwidth plus operations over rate.
 
-The constants are those of an H200, fitted to results/gpu-check.json and results/gpu-tuning.json; a test compares them.
+The constants are those of an H200, fitted to results/gpu-check.json and the runs before it; a test compares them.
 What decides between backends is their ratio, which differs less from chip to chip.
 """
 
@@ -20,9 +20,11 @@ _SECONDS_PER_LAUNCH = 3e-6
 # Expanding a weight: packed values and columns read, dense ones written; and the same window by window.
 _EXPANDED_BYTES_PER_SECOND = 2.8e12
 _EXPANDED_WINDOWS_BYTES_PER_SECOND = 2.2e12
-# Rate of the kernels that skip over that of the vendor's library on the same work, for windows of 128 rows. In float32
-# it has not been measured.
+# Rate of the kernels that skip over that of the vendor's library on the same work, for windows of 128 rows; and where
+# they sample a product, for the gradient of the values.
 _SHARE_OF_DENSE = 0.8
+_SHARE_OF_DENSE_SAMPLED = {torch.bfloat16: 0.8, torch.float16: 0.8, torch.float32: 0.33}
+_SAMPLED_PER_SECOND = 70e9
 # However few columns of the batch there are, each window goes over its condensed columns, so many at a step.
 _STEP = 64
 _SECONDS_PER_STEP = 0.4e-6
@@ -111,12 +113,33 @@ def visiting_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_maj
     expanded = (visits.nnz + visits.visited) * dtype.itemsize + visits.visited / 4
     laid_out = 0 if feature_major else 2 * visits.stacks * visits.cols / visits.taps * batch
     moved = (laid_out + visits.operands * batch) * dtype.itemsize
-    rate = _FLOPS_PER_SECOND[dtype] * _SHARE_OF_DENSE * traffic(128) / traffic(visits.height)
+    rate = _SHARE_OF_DENSE * _rate(visits, dtype)
     places = visits.stacks * -(-visits.rows // visits.height) * visits.height
     steps = visits.visited / (places * _STEP)
     product = max(2 * visits.visited * batch / rate, steps * _SECONDS_PER_STEP)
     launching = (2 if feature_major else 3) * _SECONDS_PER_LAUNCH
     return launching + expanded / _EXPANDED_WINDOWS_BYTES_PER_SECOND + moved / _BYTES_PER_SECOND + product
+
+
+def sampling_seconds(visits: Visits, batch: int, dtype: torch.dtype, feature_major: bool = False) -> float:
+    """The gradient of the values: lay both operands out, then products over the windows, of which the owned are kept.
+
+    Args:
+        visits: of the weight.
+        batch: columns that each stack is multiplied with.
+        dtype: one of DTYPES.
+        feature_major: whether the operands have their layout already.
+    """
+    moved = (1 if feature_major else 3) * visits.operands * batch * dtype.itemsize
+    rate = _SHARE_OF_DENSE_SAMPLED[dtype] * _rate(visits, dtype)
+    product = 2 * visits.visited * batch / rate + visits.nnz / _SAMPLED_PER_SECOND
+    launching = (1 if feature_major else 3) * _SECONDS_PER_LAUNCH
+    return launching + moved / _BYTES_PER_SECOND + product
+
+
+def _rate(visits: Visits, dtype: torch.dtype) -> float:
+    """Of the vendor's library on large products, as far as windows of this height allow it."""
+    return _FLOPS_PER_SECOND[dtype] * traffic(128) / traffic(visits.height)
 
 
 def compact_seconds(weight: CsrIndex, batch: int, dtype: torch.dtype, grouped: bool) -> float:

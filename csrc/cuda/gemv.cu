@@ -204,19 +204,23 @@ VectorShape vector_shape(const CompactWeight<T>& weight, int batch, bool grouped
   }
   const int batch_blocks = (batch + shape.batch_block - 1) / shape.batch_block;
 
-  // As many threads per row as have something to load; a whole warp is enough, unless the GPU would stay idle.
+  // As many threads per row as have something to load, if the GPU would stay idle; else at most a warp. With one or two
+  // rows of x, each lane has some octets of a chunk to itself: what precedes and follows them is the same for few as for
+  // many. With more rows that has not been measured by itself.
   const int64_t all_rows = int64_t{weight.stacks} * weight.rows;
-  const int64_t loads = weight.nnz / (all_rows * kOctet);
+  const int64_t octets = weight.nnz / (all_rows * kOctet);
+  const size_t cell = std::max<size_t>(4, shape.batch_block * sizeof(T));
+  const int64_t of_chunk = std::min<int64_t>(octets, octets * kMostCells / (weight.cols * cell));
+  const int64_t to_share = shape.batch_block <= 2 ? of_chunk / 4 : octets;
   shape.team = std::max(4, shape.batch_block);
   const auto wants_more = [&] {
     const int64_t threads = int64_t{weight.rows} * batch_blocks * shape.team;
     const bool idle = threads < int64_t{device.multiprocessors} * kVectorThreads;
-    return idle ? shape.team < loads : shape.team < kWarp && 2 * shape.team <= loads;
+    return idle ? shape.team < octets : shape.team < kWarp && 2 * shape.team <= to_share;
   };
   while (shape.team < kVectorThreads && wants_more()) shape.team *= 2;
 
   constexpr int kMostPasses = 8;
-  const size_t cell = std::max<size_t>(4, shape.batch_block * sizeof(T));
   const size_t sums = sizeof(float) * kVectorThreads / std::min(shape.team, kWarp) * kMostPasses * shape.batch_block;
   const size_t room = std::min(kMostCells, device.shared_bytes > sums ? device.shared_bytes - sums : 0);
   const int most_segments = std::max<int>(1, static_cast<int>(room / (cell * kSegment)));

@@ -11,9 +11,10 @@ from rsn2.convert import convert
 from rsn2.evaluation import evaluate, predict, predict_together
 from rsn2.extract import extract
 from rsn2.nn.layer import TaskError
+from rsn2.ownership import named_parameters, parameters, shared_parameters
 from rsn2.report import Report, report
 from rsn2.sealed import CheckpointError
-from rsn2.tasks import finalize, named_parameters, parameters, shared_parameters, tasks, use_task, use_tasks
+from rsn2.tasks import finalize, tasks, use_task, use_tasks
 from rsn2.training import History, TrainingError, fit, fit_together
 from rsn2.warm_up import WarmStart, warm_up
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from rsn2.tasks import names_of, own_tensors, parameters, tasks
+from rsn2.ownership import own_tensors, parameters
+from rsn2.tasks import names_of, tasks
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]

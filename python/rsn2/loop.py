@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 
 from rsn2.data import Data, Loss, batches_of, device_of, generators_of, to_device
 from rsn2.evaluation import mean_over, mode, samples_of, scalar
+from rsn2.ownership import shared_buffers
 from rsn2.resume import FitState, ResumeFile, copy_into
-from rsn2.tasks import shared_buffers
 
 
 class TrainingError(RuntimeError):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rsn2.data import Loss, checked_batch, device_of, to_device
 from rsn2.nn.layer import Candidates, MultitaskLayer
-from rsn2.tasks import activated, per_task_modules, shared_buffers
+from rsn2.ownership import shared_buffers
+from rsn2.tasks import activated, per_task_modules
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
 Batches = Iterable[tuple[Any, Any]]

@@ -1,10 +1,10 @@
-"""Which tasks a network holds, which one runs or which for each sample, and which parameters are one task's own."""
+"""Which tasks a network holds, and which one runs, or which for each sample."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from rsn2.nn.hold import STRUCTURE, held, kept_in_eval
 from rsn2.nn.layer import MultitaskLayer, TaskError
@@ -82,6 +82,11 @@ def slots_of(model: nn.Module, task: str | Sequence[str]) -> list[tuple[str, Mul
         for name, layer in multitask_layers(model).items()
         for slot in dict.fromkeys(layer.slots[each] for each in names_of(task) if each in layer.slots)
     ]
+
+
+def names_of(task: str | Sequence[str]) -> tuple[str, ...]:
+    """One task's name, or several, as a tuple."""
+    return (task,) if isinstance(task, str) else tuple(task)
 
 
 def check_converted(model: nn.Module) -> None:
@@ -215,121 +220,6 @@ def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
         finally:
             for part, previous in zip(parts, before, strict=True):
                 part.active = previous
-
-
-def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that training ``task``, or several tasks together, may change: no other task answers with them.
-
-    Those are values and biases of the tasks' slots, and their per-task modules. A slot that several tasks share
-    (``allocate(..., share=...)``) is among them only if all of these tasks are named: trained for some of them, it
-    would make the others forget. An optimizer over the result cannot touch a task that is not named.
-
-    Parameters that all tasks share (of layers that were left out of `convert`) are never among them.
-
-    Raises:
-        TaskError: if a task has nothing allocated, so that no optimizer can be made too early.
-    """
-    names = names_of(task)
-    for name in names:
-        check_allocated(model, name)
-    own: list[nn.Parameter] = []
-    for _, layer, slot in slots_of(model, names):
-        if set(layer.holders(slot)) <= set(names):
-            own.extend(_of_slot(layer, slot))
-    for module in per_task_modules(model).values():
-        for name in names:
-            own.extend(module.of(name).parameters())
-    return list(dict.fromkeys(own))
-
-
-def named_parameters(model: nn.Module, task: str | Sequence[str]) -> dict[str, nn.Parameter]:
-    """The same as :func:`parameters`, by their names in the network: for options of some of them.
-
-    Packed values have one dimension, like biases, so the name tells what is what: values of a slot are called
-    ``<layer>.values.<slot>``, its bias ``<layer>.biases.<slot>``, and parameters of a task's own modules
-    ``<module>.by_task.task_<task>.<name>``. Without weight decay for biases, for instance::
-
-        named = rsn2.named_parameters(model, "digits")
-        groups = [
-            {"params": [each for name, each in named.items() if "bias" not in name]},
-            {"params": [each for name, each in named.items() if "bias" in name], "weight_decay": 0.0},
-        ]
-        rsn2.fit(model, "digits", train, loss=loss, epochs=20, optimizer=torch.optim.AdamW(groups, weight_decay=0.1))
-
-    Raises:
-        TaskError: if a task has nothing allocated.
-    """
-    names = {id(parameter): name for name, parameter in uncompiled(model).named_parameters()}
-    return {names[id(parameter)]: parameter for parameter in parameters(model, task)}
-
-
-def frozen_slots(model: nn.Module, task: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Layers in which training ``task`` cannot change its own values, since others share them: layer -> the others."""
-    names = names_of(task)
-    found: dict[str, tuple[str, ...]] = {}
-    for where, layer, slot in slots_of(model, names):
-        if others := tuple(other for other in layer.holders(slot) if other not in names):
-            found[where] = (*found.get(where, ()), *others)
-    return found
-
-
-def own_tensors(model: nn.Module, task: str) -> dict[str, Tensor]:
-    """All that a task answers with, by name, besides what all tasks share: its parameters and per-task buffers.
-
-    A slot that it shares with other tasks counts as its own here: a change of it is a change of the task.
-
-    Raises:
-        TaskError: if nothing is allocated to the task.
-    """
-    check_allocated(model, task)
-    mine = {id(parameter) for _, layer, slot in slots_of(model, task) for parameter in _of_slot(layer, slot)}
-    for module in per_task_modules(model).values():
-        mine |= {id(tensor) for tensor in (*module.of(task).parameters(), *module.of(task).buffers())}
-    return _named(model, mine)
-
-
-def trained_tensors(model: nn.Module, task: str | Sequence[str]) -> dict[str, Tensor]:
-    """All that training ``task``, or several tasks together, may change, by name: parameters and per-task buffers.
-
-    Raises:
-        TaskError: if nothing is allocated to a task.
-    """
-    mine = {id(parameter) for parameter in parameters(model, task)}
-    for module in per_task_modules(model).values():
-        mine |= {id(buffer) for name in names_of(task) for buffer in module.of(name).buffers()}
-    return _named(model, mine)
-
-
-def names_of(task: str | Sequence[str]) -> tuple[str, ...]:
-    """One task's name, or several, as a tuple."""
-    return (task,) if isinstance(task, str) else tuple(task)
-
-
-def _of_slot(layer: MultitaskLayer, slot: int) -> list[nn.Parameter]:
-    key = str(slot)
-    return [parameters[key] for parameters in (layer.values, layer.biases) if key in parameters]
-
-
-def _named(model: nn.Module, ids: set[int]) -> dict[str, Tensor]:
-    model = uncompiled(model)
-    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor for name, tensor in named if id(tensor) in ids}
-
-
-def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters that belong to no task, by name: those of layers that were left out of `convert`."""
-    owned = {id(parameter) for part in _parts_of(model).all() for parameter in part.parameters()}
-    return {
-        name: parameter
-        for name, parameter in uncompiled(model).named_parameters()
-        if id(parameter) not in owned and parameter.requires_grad
-    }
-
-
-def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that belong to no task, by name: those of modules that are neither multitask layers nor per task."""
-    owned = {id(buffer) for part in _parts_of(model).all() for buffer in part.buffers()}
-    return {name: buffer for name, buffer in uncompiled(model).named_buffers() if id(buffer) not in owned}
 
 
 def finalize(model: nn.Module) -> None:

@@ -15,8 +15,9 @@ from rsn2.arguments import OptimizerFactory, SchedulerFactory, check_fit_argumen
 from rsn2.data import Data, Loss, check_data
 from rsn2.evaluation import Metric, evaluate, predict
 from rsn2.loop import Lesson, Loop, TrainingError, best_epoch
+from rsn2.ownership import frozen_slots, shared_parameters, trained_tensors
 from rsn2.resume import FitState, ResumeFile, data_identity, identity, scheduler_identity
-from rsn2.tasks import check_allocated, frozen_slots, shared_parameters, trained_tensors, use_task
+from rsn2.tasks import check_allocated, use_task
 
 __all__ = ["History", "Loss", "Metric", "TrainingError", "evaluate", "fit", "fit_together", "predict"]
 

@@ -14,7 +14,7 @@ from rsn2_kernels import dispatch, plans
 from rsn2_kernels.backends import cuda, triton
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry
-from rsn2_kernels.gpu_cost import DTYPES, Visits, compact_seconds, dense_seconds, visiting_seconds
+from rsn2_kernels.gpu_cost import DTYPES, Visits, compact_seconds, dense_seconds, sampling_seconds, visiting_seconds
 from rsn2_kernels.group import PatternGroup
 
 from .cases import random_mask
@@ -23,8 +23,8 @@ SIZE = 4096
 DTYPE = torch.bfloat16
 
 
-RESULTS = json.loads((Path(__file__).parents[2] / "results/gpu-tuning.json").read_text())
-TUNED = {case["case"]: case["rows"] for case in RESULTS["cases"]}
+RESULTS = json.loads((Path(__file__).parents[2] / "results/gpu-check.json").read_text())
+MEASURED = {case["case"]: case["rows"] for case in RESULTS["benchmarks"]["cases"]}
 
 
 def in_blocks(rows: int, cols: int, side: int, density: float, seed: int = 0) -> Tensor:
@@ -53,27 +53,57 @@ IN_USE = {"block": 128, "depth": 64, "num_warps": 4, "num_stages": 3}
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in TUNED["tiles of the product"] if row.items() >= IN_USE.items()], ids=lambda r: r["mask"]
+    "row", [row for row in MEASURED["tiles of the product"] if row.items() >= IN_USE.items()], ids=lambda r: r["mask"]
 )
 def test_a_product_is_predicted_near_what_an_h200_measured(row: dict[str, Any]) -> None:
     visits = Visits(1, SIZE, SIZE, 1, round(0.1 * SIZE**2), round(row["visited"] * SIZE**2), 128)
     assert visiting_seconds(visits, SIZE, DTYPE, feature_major=True) == pytest.approx(row["seconds"], rel=0.15)
 
 
-# Tiles with more than a warp's weights per row are brought otherwise since.
-AS_MEASURED = [
-    row for row in TUNED["small batches, where which backend wins"] if row["batch"] <= 8 or row["density"] <= 0.1
-]
-
-
 @pytest.mark.parametrize(
-    "row", AS_MEASURED, ids=lambda r: f"{r['rows']} x {r['cols']}, density {r['density']}, batch {r['batch']}"
+    "row",
+    MEASURED["small batches, where which backend wins"],
+    ids=lambda r: f"{r['rows']} x {r['cols']}, density {r['density']}, batch {r['batch']}",
 )
 def test_a_small_batch_is_predicted_near_what_an_h200_measured(row: dict[str, Any]) -> None:
     rows, cols, nnz = row["rows"], row["cols"], round(row["density"] * row["rows"] * row["cols"])
     weight = SimpleNamespace(shape=(rows, cols), stacks=1, nnz=nnz)
     predicted = compact_seconds(cast(CsrIndex, weight), row["batch"], DTYPE, False)
     assert predicted == pytest.approx(row["seconds"]["cuda"], rel=0.35)
+
+
+LAYERS = [row for name, rows in MEASURED.items() for row in rows if name.startswith(("real", "64 x", "16 x"))]
+
+
+def measured_visits(row: dict[str, Any]) -> Visits:
+    nnz, visited = (round(row[name] * SIZE**2) for name in ("density", "visited"))
+    return Visits(1, SIZE, SIZE, 1, nnz, visited, row["visited_height"])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in LAYERS if row["what"] == "dW"],
+    ids=lambda r: f"{r['visited']:.3f} visited, density {r['density']:.2f}, {r['dtype']}",
+)
+def test_a_gradient_of_values_is_predicted_near_what_an_h200_measured(row: dict[str, Any]) -> None:
+    dtype = getattr(torch, row["dtype"].removeprefix("torch."))
+    for kernels, feature_major in (("triton", False), ("triton, feature-major", True)):
+        predicted = sampling_seconds(measured_visits(row), SIZE, dtype, feature_major)
+        assert predicted == pytest.approx(row["seconds"][kernels], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in LAYERS if row["what"] == "forward and backward" and row["dtype"] == str(DTYPE)],
+    ids=lambda r: f"{r['visited']:.3f} visited, density {r['density']:.2f}",
+)
+def test_a_training_step_runs_on_what_took_less_time_on_an_h200(row: dict[str, Any]) -> None:
+    # What expands the weight takes as long for any mask.
+    dense = next(row for row in MEASURED["unstructured"] if row["what"] == "forward and backward")["seconds"]["chosen"]
+    visits = measured_visits(row)
+    visiting, sampling = visiting_seconds(visits, SIZE, DTYPE), sampling_seconds(visits, SIZE, DTYPE)
+    chooses_triton = 2 * visiting + sampling < 3 * dense_seconds(visits, SIZE, DTYPE)
+    assert chooses_triton == (row["seconds"]["triton"] < dense)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +125,7 @@ def test_a_full_mask_runs_dense_at_every_batch() -> None:
         assert dense_seconds(full, batch, DTYPE) < visiting_seconds(full, batch, DTYPE)
 
 
-@pytest.mark.parametrize("seconds", [dense_seconds, visiting_seconds])
+@pytest.mark.parametrize("seconds", [dense_seconds, visiting_seconds, sampling_seconds])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_more_batch_or_more_weights_never_cost_less(seconds: object, dtype: torch.dtype, blocked: Visits) -> None:
     assert callable(seconds)
@@ -204,7 +234,6 @@ def test_a_step_that_trains_is_judged_with_its_gradients() -> None:
     serving, training = (rk.explain("linear", pattern, 4, DTYPE, "cuda", training=each) for each in (False, True))
     assert (serving.backend, training.backend) == ("cuda", "triton")
     assert training.seconds["cuda"] > serving.seconds["cuda"]
-    assert training.seconds["triton"] == serving.seconds["triton"]
 
 
 @pytest.mark.usefixtures("able")

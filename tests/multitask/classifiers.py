@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import rsn2
-from rsn2.tasks import own_tensors
+from rsn2.ownership import own_tensors
 
 LOSS = nn.functional.cross_entropy
 OPTIMIZERS = {

@@ -20,7 +20,7 @@ from rsn2 import cli
 from rsn2.checkpoint import read_metadata
 from rsn2.experiments import runner, tabular
 from rsn2.experiments.reload import AuditError
-from rsn2.tasks import own_tensors
+from rsn2.ownership import own_tensors
 
 CONFIG = """
 [network]

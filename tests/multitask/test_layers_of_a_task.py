@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import rsn2
 from networks import assert_same, snapshot
 from rsn2.checkpoint import describe
-from rsn2.tasks import frozen_slots, own_tensors, slots_of
+from rsn2.ownership import frozen_slots, own_tensors
+from rsn2.tasks import slots_of
 
 LOSS = nn.functional.cross_entropy
 LAYERS = {

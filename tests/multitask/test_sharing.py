@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import rsn2
 from networks import assert_same, snapshot
-from rsn2.tasks import own_tensors
+from rsn2.ownership import own_tensors
 
 CLASSES = {"age": 5, "gender": 2, "origin": 4}
 LOSS = nn.functional.cross_entropy

@@ -17,8 +17,9 @@ from rsn2.bench import networks
 from rsn2.bench.cases import Case
 from rsn2.checkpoint import save
 from rsn2.data import nbytes_of
+from rsn2.ownership import parameters
 from rsn2.report import report
-from rsn2.tasks import finalize, parameters
+from rsn2.tasks import finalize
 
 Bytes = dict[str, int]
 

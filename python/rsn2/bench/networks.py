@@ -16,7 +16,8 @@ from rsn2.bench.cases import Case
 from rsn2.bench.work import Amount, UnavailableError, Work
 from rsn2.checkpoint import load, save
 from rsn2.convert import convert
-from rsn2.tasks import finalize, parameters, use_task
+from rsn2.ownership import parameters
+from rsn2.tasks import finalize, use_task
 
 # Batches of the epoch that is timed.
 STEPS = 8

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rsn2.tasks import own_tensors, slots_of
+from rsn2.ownership import own_tensors
+from rsn2.tasks import slots_of
 
 
 def bits_of(model: nn.Module, task: str) -> dict[str, Tensor]:

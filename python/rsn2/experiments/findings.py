@@ -19,8 +19,9 @@ from rsn2.experiments import measures, plots, reload
 from rsn2.experiments.audit import bits_of, count_changed
 from rsn2.experiments.experiment import Experiment, Problem, Stage, Task
 from rsn2.experiments.folder import RunFolder
+from rsn2.ownership import own_tensors, parameters
 from rsn2.report import report
-from rsn2.tasks import finalize, own_tensors, parameters, slots_of
+from rsn2.tasks import finalize, slots_of
 from rsn2.training import History, predict
 
 ADAM_MOMENTS = 2

@@ -27,7 +27,8 @@ from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Training, computed_in
 from rsn2.experiments.tensorboard import Board
 from rsn2.machine import facts
-from rsn2.tasks import multitask_layers, own_tensors, parameters
+from rsn2.ownership import own_tensors, parameters
+from rsn2.tasks import multitask_layers
 from rsn2.training import History, fit_together
 from rsn2.warm_up import warm_up
 
