@@ -159,18 +159,20 @@ def resolve(
 
     A backend that is asked for by name reads no words, so that ``cpu`` sums a row in the same order in every batch.
     """
-    if not is_traced():
-        known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
+    remembers = not torch.compiler.is_compiling() and type(batch) is int
+    if remembers:
         key = (op, batch, dtype, backend, with_columns, geometry, trains)
+        known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
         # In one step: another thread may clear it.
         if (remembered := known.get(key)) is not None:
             return remembered
-    elif backend is None:
+    traced = is_traced()
+    if traced and backend is None:
         batch = _as_number(batch)
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
     by_words = backend is None and _reads_words(name, weight, batch, geometry)
     found = name, index(name, weight, with_columns, geometry, batch if by_words else None, trains)
-    if not is_traced():
+    if remembers and not traced:
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found

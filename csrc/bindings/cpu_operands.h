@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -53,7 +54,18 @@ S* write(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
-inline Tensor empty(const Tensor& like, const IntList& size) { return torch::stable::new_empty(like, size); }
+// Contiguous, on the CPU, of the dtype of `like`. torch::stable::new_empty goes through torch's dispatcher once more.
+inline Tensor empty(const Tensor& like, const IntList& size) {
+  IntList strides(size.size());
+  int64_t elements = 1;
+  for (size_t place = size.size(); place-- > 0; elements *= std::max<int64_t>(size[place], 1)) strides[place] = elements;
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), strides.data(),
+                                                         dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
 
 template <class S>
 cpu::MatrixView<S> matrix(const Tensor& t) {
