@@ -9,9 +9,9 @@
 
 namespace rsn2::cpu {
 
-// Columns of a word, the multiply-adds in whose time one passes, whatever it owns, and its quarters.
+// Columns of a word, the multiply-adds it counts for where threads are asked for, and its quarters.
 inline constexpr int64_t kWordColumns = 64;
-inline constexpr int64_t kWordWork = 16;
+inline constexpr int64_t kWordWork = 128;
 inline constexpr int64_t kQuarters = kWordColumns / kQuarter;
 
 template <class I>

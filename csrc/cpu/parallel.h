@@ -7,8 +7,8 @@
 
 namespace rsn2::cpu {
 
-// Multiply-adds below which another thread costs more than it gives (about 2 microseconds of one core).
-inline constexpr int64_t kWorkPerSlot = 1 << 16;
+// Multiply-adds below which another thread costs more than it gives (about 8 microseconds of one core).
+inline constexpr int64_t kWorkPerSlot = 1 << 18;
 
 // A slot is one worker of a parallel region. Work is split over slots by position only, so a given number of
 // slots always does the same work in the same places.
