@@ -48,7 +48,7 @@ _INTRO = (
 _REMARKS = {
     5: "Three learning rates were tried for RSN2; of the controls, at 0.001, no trial is noted. So the columns RSN2 "
     "and control are no fair comparison: the controls may be better than they are here. These runs are older than what "
-    "`rsn2 experiment 5` does by now: it chooses weights layer by layer, its rate falls, and images are mirrored.",
+    "`rsn2 experiment 5` does by now: it chooses weights layer by layer, its rate falls, and images move by chance.",
 }
 
 
