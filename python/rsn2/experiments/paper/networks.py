@@ -99,12 +99,12 @@ class Permutation(nn.Module):
 class Jitter(nn.Module):
     """While the network trains, each image as it might have been taken, too: moved by chance, one way or the other.
 
+    With probability 1/2 left is right as well. What comes into sight beyond an edge continues the edge.
+
     Args:
         turn: radians at most.
         zoom: share by which it is larger or smaller at most.
         shift: share of its side by which it is moved at most, along each side.
-
-    With probability 1/2 left is right as well. What comes into sight beyond an edge continues the edge.
     """
 
     def __init__(self, turn: float, zoom: float, shift: float):
