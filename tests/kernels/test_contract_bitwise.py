@@ -15,10 +15,11 @@ from .precision import DTYPES
 STATUS = rk.available_backends()["cpu"]
 pytestmark = pytest.mark.skipif(STATUS is not True, reason=str(STATUS))
 
+# The first of each kind is large enough for several threads.
 CASES: tuple[Case, ...] = (
-    LinearCase(70, 130, (101,), 0.2),
+    LinearCase(310, 130, (101,), 0.2),
     LinearCase(33, 600, (50,), 0.05, x_layout="reversed", dy_layout="reversed"),
-    ConvCase(9, 6, 8, (11, 13), (3, 3), padding=(1, 1), groups=2),
+    ConvCase(9, 12, 48, (11, 13), (3, 3), padding=(1, 1), groups=2),
     ConvCase(5, 3, 4, (20, 20), (1, 1), stride=(2, 2)),
 )
 
