@@ -159,6 +159,8 @@ def resolve(
 
     A backend that is asked for by name reads no words, so that ``cpu`` sums a row in the same order in every batch.
     """
+    # A compiled graph would be bound to what is looked up, and a symbolic batch is no key. Other modes may read what an
+    # eager call left, which is half the questions of `is_traced`, and leave nothing.
     remembers = not torch.compiler.is_compiling() and type(batch) is int
     if remembers:
         key = (op, batch, dtype, backend, with_columns, geometry, trains)

@@ -32,7 +32,7 @@ class Operator:
         name = schema.partition("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.name, self.operands = name, operands
-        self._implementation, self._without_autocast = _out_of_autocast(implementation), implementation
+        self._implementation, self._out_of_autocast = implementation, _out_of_autocast(implementation)
         LIBRARY.impl(name, self._compared, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
         self._registered: Any = getattr(torch.ops.rsn2, name).default
@@ -62,7 +62,7 @@ class Operator:
         if is_watched(operands):
             result: Tensor = self._registered(*arguments)
             return result
-        run = self._implementation if torch._C._is_any_autocast_enabled() else self._without_autocast
+        run = self._out_of_autocast if torch._C._is_any_autocast_enabled() else self._implementation
         if torch.is_grad_enabled() and _asks_for_gradients(operands):
             return _record(*operands, arguments[self.operands :], self, run)
         return run(*arguments)
@@ -77,7 +77,7 @@ class Operator:
             if operand in named and named[operand].shape[1] != expected:
                 got = tuple(named[operand].shape)
                 raise ValueError(f"{self}, {operand}: expected {expected} features in dimension 1. Got {got}.")
-        return self._implementation(*arguments)
+        return self._out_of_autocast(*arguments)
 
     def _autograd(self, keys: Any, *arguments: Any) -> Tensor:
         """What torch's dispatcher calls first.
