@@ -3,7 +3,9 @@
 mask -> :class:`OwnerMap` -> :class:`SparsePattern` -> :func:`linear`, :func:`conv2d`, :func:`grouped_linear`
 """
 
-from rsn2_kernels.dispatch import BackendError, Explanation, available_backends, explain
+from rsn2_kernels.backends.registry import available_backends
+from rsn2_kernels.dispatch import BackendError
+from rsn2_kernels.explanation import Explanation, explain
 from rsn2_kernels.ops.conv import conv2d
 from rsn2_kernels.ops.grouped import grouped_linear
 from rsn2_kernels.ops.linear import linear

@@ -46,6 +46,16 @@ def checked_geometry(
     )
 
 
+def check_filters(shape: Pair, geometry: ConvGeometry) -> None:
+    """Raise ValueError unless a weight of this shape is that of filters of this kernel size and number of groups."""
+    rows, cols = shape
+    kernel = geometry.kernel_size[0] * geometry.kernel_size[1]
+    if rows % geometry.groups:
+        raise ValueError(f"groups: expected a divisor of the {rows} filters. Got {geometry.groups}.")
+    if cols % kernel:
+        raise ValueError(f"kernel_size: expected a divisor of the {cols} columns. Got {geometry.kernel_size}.")
+
+
 def _pair(name: str, value: object, smallest: int) -> Pair:
     pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(isinstance(size, bool) or not isinstance(size, int) or size < smallest for size in pair):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, activated
-from rsn2_kernels.geometry import ConvGeometry, Pair, checked_geometry
+from rsn2_kernels.backends import Index, activated, registry
+from rsn2_kernels.geometry import ConvGeometry, Pair, check_filters, checked_geometry
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import channels_last
 from rsn2_kernels.ops.library import checked_operands, empty_images, fused_activation
@@ -59,7 +59,7 @@ def conv2d(
     """
     x, values, bias = checked_operands(x, values, bias, pattern)
     geometry = checked_geometry(kernel_size, stride, padding, dilation, groups)
-    dispatch.check_filters(pattern, geometry)
+    check_filters(pattern.shape, geometry)
     channels = pattern.shape[1] // (geometry.kernel_size[0] * geometry.kernel_size[1]) * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"x: expected shape [N, {channels}, H, W] or [{channels}, H, W]. Got {tuple(x.shape)}.")
@@ -82,7 +82,7 @@ def conv2d(
 
 def _conv2d(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
     _, *geometry, backend = rest
-    return dispatch.module(backend).conv2d(x, values, bias, index, _geometry(geometry), activation)
+    return registry.module(backend).conv2d(x, values, bias, index, _geometry(geometry), activation)
 
 
 def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
@@ -93,7 +93,7 @@ def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, a
 
 def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
     _, *geometry, backend = rest
-    return dispatch.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), _geometry(geometry))
+    return registry.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), _geometry(geometry))
 
 
 def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
@@ -103,7 +103,7 @@ def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *
 
 def _conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:
     _, *geometry, backend = rest
-    return dispatch.module(backend).conv2d_dvalues(dy, x, index, _geometry(geometry))
+    return registry.module(backend).conv2d_dvalues(dy, x, index, _geometry(geometry))
 
 
 def _conv2d_dvalues_fake(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index
+from rsn2_kernels.backends import Index, registry
 from rsn2_kernels.geometry import Pair
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
@@ -79,7 +79,7 @@ def grouped_linear(
     )
     index = [task_of_row.reshape(-1).to(torch.int64), *stacked]
     # Joining values that need not be one tensor can take as long as the product.
-    apart = getattr(dispatch.module(name), "grouped_linear_apart", None)
+    apart = getattr(registry.module(name), "grouped_linear_apart", None)
     recorded = trains or (records and any(each.requires_grad for each in biases))
     if apart is not None and not recorded and not is_watched((x, *values, *biases)):
         y: Tensor = apart(flat, values, biases, index, len(ps))
@@ -165,7 +165,7 @@ def _check_tasks(task_of_row: Tensor, x: Tensor, tasks: int) -> None:
 
 def _grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, *rest: Any) -> Tensor:
     _, tasks, backend = rest
-    return dispatch.module(backend).grouped_linear(x, values, biases, index, tasks)
+    return registry.module(backend).grouped_linear(x, values, biases, index, tasks)
 
 
 def _grouped_linear_fake(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, *rest: Any) -> Tensor:
@@ -174,7 +174,7 @@ def _grouped_linear_fake(x: Tensor, values: Tensor, biases: Tensor | None, index
 
 
 def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
-    return dispatch.module(backend).grouped_linear_dx(dy, values, index, tasks)
+    return registry.module(backend).grouped_linear_dx(dy, values, index, tasks)
 
 
 def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, *rest: Any) -> Tensor:
@@ -182,7 +182,7 @@ def _grouped_linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: 
 
 
 def _grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
-    return dispatch.module(backend).grouped_linear_dvalues(dy, x, index, tasks)
+    return registry.module(backend).grouped_linear_dvalues(dy, x, index, tasks)
 
 
 def _grouped_linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, *rest: Any) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels import dispatch
-from rsn2_kernels.backends import Index, activated, cpu
+from rsn2_kernels.backends import Index, activated, cpu, registry
 from rsn2_kernels.geometry import Pair
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.layout import feature_major
@@ -76,7 +76,7 @@ def linear(
 
 
 def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
-    return dispatch.module(rest[-1]).linear(x, values, bias, index, activation)
+    return registry.module(rest[-1]).linear(x, values, bias, index, activation)
 
 
 def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str, *rest: Any) -> Tensor:
@@ -85,7 +85,7 @@ def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, a
 
 
 def _linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
-    return dispatch.module(backend).linear_dx(dy, values, index)
+    return registry.module(backend).linear_dx(dy, values, index)
 
 
 def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
@@ -93,7 +93,7 @@ def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, ba
 
 
 def _linear_dvalues(dy: Tensor, x: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
-    return dispatch.module(backend).linear_dvalues(dy, x, index)
+    return registry.module(backend).linear_dvalues(dy, x, index)
 
 
 def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, features: Pair, backend: str) -> Tensor:

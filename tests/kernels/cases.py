@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch
+from rsn2_kernels.backends import registry
 
 from . import oracle
 
@@ -19,7 +19,7 @@ device = torch.device("cpu")
 
 def widest(backend: str) -> torch.dtype:
     """float64, or float32 for a backend that does not take it on the device under test."""
-    return torch.float64 if dispatch._why_not(backend, device, torch.float64) is None else torch.float32
+    return torch.float64 if registry.why_not(backend, device, torch.float64) is None else torch.float32
 
 
 # Expanded: every stride 0, as the gradient of a sum. Repeated: stride 0 in the first dimension.

@@ -9,8 +9,7 @@ import torch
 from hypothesis import settings
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch
-from rsn2_kernels.backends import cuda, triton
+from rsn2_kernels.backends import cuda, registry, triton
 
 from . import cases
 
@@ -61,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for a ``backend`` runs on each that can run on the device."""
     if "backend" in metafunc.fixturenames:
         dtype = torch.float32  # every backend takes it
-        names = [name for name in rk.available_backends() if dispatch._why_not(name, cases.device, dtype) is None]
+        names = [name for name in rk.available_backends() if registry.why_not(name, cases.device, dtype) is None]
         metafunc.parametrize("backend", names, scope="session")
 
 
@@ -102,7 +101,7 @@ def _why_skipped(item: pytest.Item) -> str | None:
     dtype = parameters.get("dtype", torch.float32)
     if not dtype.is_floating_point:
         dtype = torch.float32  # that of the operands; the parameter is that of the ids
-    return dispatch._why_not(parameters["backend"], cases.device, dtype, op)
+    return registry.why_not(parameters["backend"], cases.device, dtype, op)
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch
+from rsn2_kernels.backends import registry
 
 from . import oracle
 from .cases import SMALL, LinearCase
@@ -42,7 +42,7 @@ def test_a_backward_pass_inside_autocast_keeps_the_operands_precision(operator: 
 
 
 def test_autocast_leaves_float64_alone_as_it_does_for_torchs_own_linear(backend: str) -> None:
-    if (why := dispatch._why_not(backend, torch.device("cpu"), torch.float64)) is not None:
+    if (why := registry.why_not(backend, torch.device("cpu"), torch.float64)) is not None:
         pytest.skip(why)
     operands = LinearCase(5, 7, (3,)).operands(torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch, plans
+from rsn2_kernels import cost, plans
 from rsn2_kernels.backends import cuda, triton
 from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry
@@ -257,8 +257,8 @@ def test_a_compact_product_costs_more_with_more_rows_and_more_weights(dtype: tor
 @pytest.mark.usefixtures("able")
 def test_thirty_tasks_with_a_row_each_run_in_one_launch() -> None:
     group = PatternGroup.of([rk.SparsePattern.from_mask(random_mask(512, 512, 0.1, seed)) for seed in range(30)])
-    costs = dispatch._costs("grouped_linear", group, 30, DTYPE, torch.device("cuda"), None)
-    assert min(costs, key=costs.__getitem__) == "cuda"
+    seconds = cost.predicted("grouped_linear", group, 30, DTYPE, torch.device("cuda"), None)
+    assert cost.cheapest(seconds) == "cuda"
 
 
 def test_one_launch_for_many_small_tasks_beats_a_dense_one_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,5 +266,5 @@ def test_one_launch_for_many_small_tasks_beats_a_dense_one_for_each(monkeypatch:
     monkeypatch.setattr(triton, "why_not", lambda device, dtype: None)
     patterns = [rk.SparsePattern.from_mask(random_mask(64, 64, 0.3, seed)) for seed in range(10)]
     for weight, op in ((PatternGroup.of(patterns), "grouped_linear"), (patterns[0], "linear")):
-        costs = dispatch._costs(op, weight, 320, DTYPE, torch.device("cuda"), None)
-        assert (min(costs, key=costs.__getitem__) == "triton") == (op == "grouped_linear")
+        seconds = cost.predicted(op, weight, 320, DTYPE, torch.device("cuda"), None)
+        assert (cost.cheapest(seconds) == "triton") == (op == "grouped_linear")

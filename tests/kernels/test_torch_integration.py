@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rsn2_kernels as rk
 from rsn2_kernels import dispatch, plans
-from rsn2_kernels.backends import cpu
+from rsn2_kernels.backends import cpu, registry
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 
@@ -74,7 +74,7 @@ def test_opcheck_passes(operator: str, product: str, x_layout: str, backend: str
 @pytest.mark.parametrize("x_layout", LAYOUTS)
 @pytest.mark.parametrize("batch", [5, 16])
 def test_opcheck_passes_for_the_layout_of_the_triton_backend(batch: int, x_layout: str) -> None:
-    if (why := dispatch._why_not("triton", torch.device("cpu"), torch.float32)) is not None:
+    if (why := registry.why_not("triton", torch.device("cpu"), torch.float32)) is not None:
         pytest.skip(why)
     x = LinearCase(6, 9, (batch,), x_layout=x_layout).operands(torch.float32).x
     torch.library.opcheck(torch.ops.rsn2.feature_major.default, (x,))
@@ -148,7 +148,7 @@ def with_plans(function: Callable[..., Tensor], operands: Operands, backend: str
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_plan_of_the_triton_backend_is_made_outside_of_graphs(operator: str) -> None:
-    if (why := dispatch._why_not("triton", torch.device("cpu"), torch.float32)) is not None:
+    if (why := registry.why_not("triton", torch.device("cpu"), torch.float32)) is not None:
         pytest.skip(why)
     operands = SMALL[operator].operands(torch.float32)
     function = small_call(operator, operands, "triton")
@@ -237,7 +237,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend
-        if backend is not None and not hasattr(dispatch.module(backend), "conv2d"):
+        if backend is not None and not hasattr(registry.module(backend), "conv2d"):
             backend = "reference"
         y = rk.conv2d(x, self.conv_values, self.conv_pattern, kernel_size=3, backend=backend).relu()
         return rk.linear(y.flatten(1), self.head_values, self.head_pattern, backend=self.backend)

@@ -20,7 +20,7 @@ import rsn2_kernels as rk
 from rsn2 import extras, machine
 from rsn2.bench.timing import medians
 from rsn2_kernels import cpu_cost, dispatch
-from rsn2_kernels.backends import cpu
+from rsn2_kernels.backends import cpu, registry
 from rsn2_kernels.geometry import checked_geometry
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -118,7 +118,7 @@ def _call(
     op: str, product: str, backend: str, pattern: rk.SparsePattern, values: Tensor, x: Tensor, dy: Tensor
 ) -> Callable[[], Tensor]:
     """A product as it runs where nobody asked for the backend by name."""
-    run, convolves = dispatch.module(backend), op == "conv2d"
+    run, convolves = registry.module(backend), op == "conv2d"
     few = not convolves and len(x) <= cpu.BIT_BATCH
     index = dispatch.index(
         backend, pattern, True, _GEOMETRY if convolves else None, batch=len(x) if few else None, trains=True
