@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rsn2.convert import SHARED_FORMS, apply_plan
 from rsn2.nn import MultitaskLayer, PerTask
 from rsn2.opening import Opening, is_below, uncompiled
-from rsn2.record import LayerRecord, PerTaskRecord, Record, attention_of
+from rsn2.record import LayerRecord, PerTaskRecord, Record, forms_of
 from rsn2.report import LayerReport, Report
 from rsn2.sealed import CheckpointError, read_sealed, write_sealed
-from rsn2.tasks import multitask_layers, per_task_modules
+from rsn2.tasks import alone_with, multitask_layers, per_task_modules
 from rsn2_kernels import OwnerMap
 
 _KEY = "rsn2"
@@ -34,39 +34,21 @@ def save(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, 
         metadata: anything JSON can hold, given back by :func:`read_metadata`.
 
     Raises:
-        CheckpointError: if the network has no multitask layer, or a module keeps state that is neither
-            parameter nor buffer; names it.
+        CheckpointError: if the network has no multitask layer or one of a subclass, or a module keeps state that is
+            neither parameter nor buffer; names it.
         FileNotFoundError: if there is no such folder.
         TypeError: if ``metadata`` is not JSON.
     """
     model = uncompiled(model)
-    layers, copies = multitask_layers(model), per_task_modules(model)
-    named = dict(model.named_modules(remove_duplicate=False))
-    if not layers:
-        raise CheckpointError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
-    tensors: dict[str, Tensor] = {}
-    first = _first_names(model)
-    for key, value in model.state_dict().items():
-        if key in first:
-            if first[key] == key:
-                tensors[key] = value
-            continue
-        keeper = named.get(key.removesuffix(_EXTRA).removesuffix("."))
-        if not isinstance(keeper, MultitaskLayer | PerTask):
-            raise CheckpointError(
-                f"{key}: expected a parameter or buffer. Got {type(value).__name__} of {type(keeper).__name__}, which "
-                "keeps state of another kind."
-            )
-    for name, layer in layers.items():
-        for number, plane in enumerate(layer.owners.planes):
-            tensors[_join(name, f"planes.{number}")] = plane
-    record = Record(
-        layers={name: LayerRecord.of(layer) for name, layer in layers.items()},
-        per_task={name: PerTaskRecord.of(module) for name, module in copies.items()},
-        attention=attention_of(model),
-        metadata=dict(metadata or {}),
-    )
-    write_sealed(Path(path), _KEY, record.to_json(), tensors)
+    with alone_with(model):
+        tensors = _tensors_of(model)
+        record = Record(
+            layers={name: LayerRecord.of(layer) for name, layer in multitask_layers(model).items()},
+            per_task={name: PerTaskRecord.of(module) for name, module in per_task_modules(model).items()},
+            forms=forms_of(model),
+            metadata=dict(metadata or {}),
+        )
+        write_sealed(Path(path), _KEY, record.to_json(), tensors)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -174,6 +156,39 @@ def _read(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Tensor]]:
     return Record.from_json(content), tensors
 
 
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a file of the network holds, by name.
+
+    Raises:
+        CheckpointError: as :func:`save`.
+    """
+    layers = multitask_layers(model)
+    if not layers:
+        raise CheckpointError("model: expected a network with multitask layers; make one with rsn2.convert(model).")
+    for name, layer in layers.items():
+        if type(layer) not in SHARED_FORMS.values():
+            known = [form.__name__ for form in SHARED_FORMS.values()]
+            raise CheckpointError(f"layer {name!r}: expected one of {known}. Got a {type(layer).__name__}.")
+    named = dict(model.named_modules(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {}
+    first = _first_names(model)
+    for key, value in model.state_dict().items():
+        if key in first:
+            if first[key] == key:
+                tensors[key] = value
+            continue
+        keeper = named.get(key.removesuffix(_EXTRA).removesuffix("."))
+        if not isinstance(keeper, MultitaskLayer | PerTask):
+            raise CheckpointError(
+                f"{key}: expected a parameter or buffer. Got {type(value).__name__} of {type(keeper).__name__}, which "
+                "keeps state of another kind."
+            )
+    for name, layer in layers.items():
+        for number, plane in enumerate(layer.owners.planes):
+            tensors[_join(name, f"planes.{number}")] = plane
+    return tensors
+
+
 def _owners(record: Record, tensors: Mapping[str, Tensor]) -> dict[str, OwnerMap]:
     """The owner map of every layer, its planes checked bit by bit, and the sizes of its values checked against it."""
     owners = {}
@@ -246,10 +261,10 @@ def _check_kinds(model: nn.Module, record: Record) -> None:
         kinds, recorded = PerTaskRecord.of(module).kinds, record.per_task[name].kinds
         if kinds != recorded:
             raise CheckpointError(f"{name}, field 'kinds': the file has {recorded}, the model {kinds}.")
-    forms = attention_of(model)
-    for name, form in record.attention.items():
+    forms = forms_of(model)
+    for name, form in record.forms.items():
         if forms.get(name) != form:
-            raise CheckpointError(f"attention {name!r}: the file has {form}, the model {forms.get(name)}.")
+            raise CheckpointError(f"module {name!r}: the file has {form}, the model {forms.get(name)}.")
 
 
 def _check_dtypes(model: nn.Module, state: Mapping[str, Any]) -> None:

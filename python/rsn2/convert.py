@@ -8,7 +8,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rsn2.nn import MultitaskConv1d, MultitaskConv2d, MultitaskConv3d, MultitaskLayer, MultitaskLinear, PerTask
 from rsn2.nn.layer import TaskError
-from rsn2.opening import Opening, check_no_hooks, is_below
+from rsn2.opening import Opening, check_bare, is_below, put, uncompiled
+from rsn2.ownership import check_apart
 from rsn2.tasks import multitask_layers, tasks
 
 SHARED_FORMS: dict[
@@ -73,10 +74,16 @@ def convert(model: nn.Module, exclude: Sequence[str] = (), per_task: Sequence[st
         ValueError: if a name is not in the network; if one in ``exclude`` is in ``per_task`` too, or inside of what is;
             if a module has no multitask form (a transposed convolution, a decoder layer, attention with
             ``add_bias_kv``, a norm, encoder or encoder layer of a subclass), or is more than its type says (frozen,
-            with hooks or a parametrization, or with a parameter that another module uses too); names the module.
+            with hooks, a forward of its own or a parametrization, or with a parameter that another module uses too);
+            names the module. If a task's part of a :class:`PerTask` shares a tensor with another part of the network.
         TaskError: if the network has tasks already, and something is left to convert. Nothing has changed then.
     """
     _check_sequences(exclude=exclude, per_task=per_task)
+    inner = uncompiled(model)
+    if inner is not model:
+        put(model, "_orig_mod", convert(inner, exclude, per_task))
+        return model
+    check_apart(model)
     uses = _uses_of_parameters(model)
     left, own = _chosen(model, exclude, per_task)
     copied = {part for module in own for part in module.modules()}
@@ -157,6 +164,7 @@ def _plan(model: nn.Module, left: set[nn.Module], own: set[nn.Module]) -> tuple[
             copies.append(name)
             stop.append(name)
         elif type(module) in SHARED_FORMS or is_parametrized(module):
+            _check_plain(name, module)
             _check_replaceable(name, module, uses)
             _check_trainable(name, module)
             shared.append(name)
@@ -167,6 +175,7 @@ def _plan(model: nn.Module, left: set[nn.Module], own: set[nn.Module]) -> tuple[
 
 def _check_attention(name: str, module: nn.MultiheadAttention, uses: Counter[int]) -> None:
     """Raise if attention cannot be taken apart into its projections."""
+    _check_plain(name, module)
     _check_replaceable(name, module, uses)
     _check_trainable(name, module)
     if module.bias_k is not None or module.add_zero_attn:
@@ -177,11 +186,16 @@ def _check_attention(name: str, module: nn.MultiheadAttention, uses: Counter[int
 
 
 def _check_replaceable(name: str, module: nn.Module, uses: Counter[int]) -> None:
-    """Raise if a replacement would lose something that the module has besides its parameters."""
-    if any(is_parametrized(part) for part in module.modules()):
-        raise ValueError(f"{name}: it is parametrized, which conversion would drop; name it in exclude.")
-    if any(uses[id(parameter)] > 1 for parameter in module.parameters()):
+    """Raise if a replacement would no longer share a parameter that the module shares with another."""
+    inside = _uses_of_parameters(module)
+    if any(uses[parameter] > count for parameter, count in inside.items()):
         raise ValueError(f"{name}: a parameter of it is used by another module too; name it in exclude.")
+
+
+def _check_plain(name: str, module: nn.Module) -> None:
+    """Raise if a layer of many tasks would lose what makes the module's parameters."""
+    if any(is_parametrized(part) for part in module.modules()):
+        raise ValueError(f"{name}: it is parametrized, which conversion would drop; name it in exclude or per_task.")
 
 
 def _check_trainable(name: str, module: nn.Module) -> None:
@@ -196,12 +210,12 @@ def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -
     """Replace the modules named in ``copies`` by per-task copies, those in ``shared`` by multitask layers.
 
     Raises:
-        ValueError: if one of them has hooks; nothing has changed then.
+        ValueError: if one of them has hooks or a forward of its own; nothing has changed then.
     """
     modules = dict(model.named_modules())
     copies, shared = list(copies), list(shared)
     for name in (*copies, *shared):
-        check_no_hooks(name, modules[name].modules())
+        check_bare(name, modules[name].modules())
     made: dict[int, nn.Module] = {id(modules[name]): PerTask(template=modules[name]) for name in copies}
     made |= {id(modules[name]): SHARED_FORMS[type(modules[name])].from_dense(modules[name]) for name in shared}
     if id(model) in made:
@@ -210,7 +224,7 @@ def apply_plan(model: nn.Module, copies: Iterable[str], shared: Iterable[str]) -
         # Not named_children, which would give a module that is registered under two names once only.
         for name, child in list(parent._modules.items()):
             if id(child) in made and child is not None:
-                setattr(parent, name, made[id(child)].train(child.training))
+                put(parent, name, made[id(child)].train(child.training))
     return model
 
 

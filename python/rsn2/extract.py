@@ -18,8 +18,8 @@ from rsn2.nn import (
     MultitaskTransformerEncoder,
     MultitaskTransformerEncoderLayer,
 )
-from rsn2.opening import has_hooks, uncompiled
-from rsn2.tasks import check_allocated, multitask_layers, per_task_modules
+from rsn2.opening import is_bare, put, uncompiled
+from rsn2.tasks import alone_with, check_allocated, multitask_layers, per_task_modules
 
 # What maps every number on its own, so that a unit behind it is still the unit before it.
 _MODULES = (
@@ -41,7 +41,8 @@ def extract(model: nn.Module, task: str) -> nn.Module:
     Hidden units that are of no use to the task are gone, exactly: those that none of its weights leaves, and those that
     none enters, which are constant and part of the next layer's bias instead. That is done between two
     :class:`MultitaskLinear` layers with nothing but activations and dropout between them, in a network whose forward
-    ``torch.fx`` can trace and has no optional arguments, on which it may branch; other networks keep their units.
+    ``torch.fx`` can trace and has no optional arguments, on which it may branch; other networks keep their units. A
+    forward that computes with the width of a layer (``self.a.out_features``) would find another one there.
 
     To keep it, use ``torch.export`` (run it once before, if it was moved to another device) or ``torch.save`` of the
     module: a file of :func:`rsn2.save` is loaded into an architecture, and there is none with the sizes that are left.
@@ -60,11 +61,12 @@ def extract(model: nn.Module, task: str) -> nn.Module:
         TaskError: if nothing is allocated to the task.
     """
     model = uncompiled(model)
-    check_allocated(model, task)
-    memo: dict[int, object] = {id(layer): layer.alone(task) for layer in multitask_layers(model).values()}
-    for module in per_task_modules(model).values():
-        memo[id(module)] = copy.deepcopy(module.of(task), memo)
-    alone = copy.deepcopy(model, memo).eval().requires_grad_(False)
+    with alone_with(model):
+        check_allocated(model, task)
+        memo: dict[int, object] = {id(layer): layer.alone(task) for layer in multitask_layers(model).values()}
+        for module in per_task_modules(model).values():
+            memo[id(module)] = copy.deepcopy(module.of(task), memo)
+        alone = copy.deepcopy(model, memo).eval().requires_grad_(False)
     return _without_idle_units(alone, task)
 
 
@@ -218,7 +220,7 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         return (
             node.op == "call_module"
             and type(modules[name]) is MultitaskLinear
-            and not has_hooks(modules[name])
+            and is_bare(modules[name])
             and bool(modules[name].slots)
             and calls[id(modules[name])] == 1
             and len(node.args) == 1
@@ -232,7 +234,7 @@ def _readers_of_layers(model: nn.Module) -> dict[str, list[_Reader]]:
         rest, options = node.args[1:], node.kwargs
         if node.op == "call_module":
             module: nn.Module = modules[str(node.target)]
-            return module if type(module) in _MODULES and not has_hooks(module) else None
+            return module if type(module) in _MODULES and is_bare(module) else None
         if node.op == "call_function" and node.target in _FUNCTIONS:
             return lambda units: node.target(units, *rest, **options)  # type: ignore[operator]
         if node.op == "call_method" and node.target in _METHODS:
@@ -271,5 +273,5 @@ def _replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     for parent in model.modules():
         for name, child in list(parent._modules.items()):
             if child is old:
-                setattr(parent, name, new)
+                put(parent, name, new)
     return new if model is old else model

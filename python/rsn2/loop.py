@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from rsn2.buffers import Snapshot
 from rsn2.data import Data, Loss, batches_of, device_of, generators_of, to_device
 from rsn2.evaluation import mean_over, mode, samples_of, scalar
-from rsn2.ownership import shared_buffers
 from rsn2.resume import FitState, ResumeFile, copy_into
 
 
@@ -68,13 +68,13 @@ class Loop:
         state.train_loss.update({task: [] for task in self.lessons})
         state.val_loss.update({task: [] for task, each in self.lessons.items() if each.val is not None})
         resumed_from = None
-        if file is not None and file.path.exists():
-            file.read_into(state, self.epochs)
-            resumed_from = state.epoch
-        elif file is not None:
-            file.write(state)
         with ExitStack() as stack:
             stack.enter_context(self.running(next(iter(self.lessons))))  # holds the network from first to last
+            if file is not None and file.path.exists():
+                file.read_into(state, self.epochs)
+                resumed_from = state.epoch
+            elif file is not None:
+                file.write(state)
             stack.enter_context(_only_trained(self.model, state))
             stack.enter_context(_best_at_the_end(state))
             stack.callback(state.optimizer.zero_grad)
@@ -101,28 +101,53 @@ class Loop:
         return self.patience is not None and waited >= self.patience
 
     def _epoch(self, state: FitState) -> None:
-        """One epoch; the state is as before if it does not come to its end, but for the tensors that were trained."""
+        """One epoch; the state is as before if it does not come to its end, but for the parameters that were trained.
+
+        Buffers of the tasks' own are as before too where a loss or gradient was not finite: nothing would bring running
+        statistics back that have seen one.
+        """
         start = time.perf_counter()
         number = state.epoch + 1
         epoch_seed = _epoch_seed(self.seed, number)
         data = [data for lesson in self.lessons.values() for data in (lesson.train, lesson.val)]
-        with _seeded(epoch_seed, device_of(self.model), data):
-            with _shared_buffers_stay(self.model):
-                train_loss = self._train(state.optimizer, number, epoch_seed)
-            val_loss = {}
-            for task, lesson in self.lessons.items():
-                if lesson.val is not None:
-                    with self.running(task):
-                        value = mean_over(
-                            self.model, task, lesson.val, lesson.loss, {}, self.batch_size, lesson.val_name
-                        )["loss"]
-                    _check_finite(value, f"task {task!r}, epoch {number}: the validation loss")
-                    val_loss[task] = value
+        with _seeded(epoch_seed, device_of(self.model), data), self._buffers_stay():
+            train_loss = self._train(state.optimizer, number, epoch_seed)
+            val_loss = self._validate(number)
         for task, value in train_loss.items():
             state.train_loss[task].append(value)
         for task, value in val_loss.items():
             state.val_loss[task].append(value)
         state.seconds.append(time.perf_counter() - start)
+
+    @contextmanager
+    def _buffers_stay(self) -> Iterator[None]:
+        """Put buffers that all tasks share back behind the block, and say so if one moved; their own, if it fails."""
+        shared, own = Snapshot.shared(self.model), Snapshot.own(self.model, self.lessons)
+        try:
+            yield
+        except TrainingError:
+            own.put_back()
+            raise
+        finally:
+            moved = shared.put_back()
+        if moved:
+            warnings.warn(
+                f"fit put {moved} back, which training moved and all tasks share: name their modules in "
+                "convert(..., per_task=[...]), so that each task has its own.",
+                stacklevel=1,
+            )
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """The mean validation loss of each task that has validation data."""
+        found = {}
+        for task, lesson in self.lessons.items():
+            if lesson.val is None:
+                continue
+            with self.running(task):
+                of_data = mean_over(self.model, task, lesson.val, lesson.loss, {}, self.batch_size, lesson.val_name)
+            _check_finite(of_data["loss"], f"task {task!r}, epoch {epoch}: the validation loss")
+            found[task] = of_data["loss"]
+        return found
 
     def _train(self, optimizer: Optimizer, epoch: int, epoch_seed: int) -> dict[str, float]:
         """The steps of an epoch; the mean loss over the samples of each task."""
@@ -204,24 +229,6 @@ def _only_trained(model: nn.Module, state: FitState) -> Iterator[None]:
     finally:
         for parameter in fixed:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _shared_buffers_stay(model: nn.Module) -> Iterator[None]:
-    """Put buffers that all tasks share back behind the block, and say so if training moved one."""
-    before = {name: buffer.clone() for name, buffer in shared_buffers(model).items()}
-    try:
-        yield
-    finally:
-        now = {name: model.get_buffer(name) for name in before}
-        moved = [name for name in now if not torch.allclose(now[name], before[name], 0.0, 0.0, equal_nan=True)]
-        copy_into({name: now[name] for name in moved}, before)
-    if moved:
-        warnings.warn(
-            f"fit put {moved} back, which training moved and all tasks share: name their modules in "
-            "convert(..., per_task=[...]), so that each task has its own.",
-            stacklevel=1,
-        )
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from torch import nn
 
 from rsn2.nn.layer import MultitaskLayer, TaskError
+from rsn2.ownership import check_apart
 from rsn2.tasks import multitask_layers, per_task_modules
 
 
@@ -14,7 +15,9 @@ def check_new(model: nn.Module, task: str, own: Mapping[str, MultitaskLayer]) ->
 
     Raises:
         TaskError: if not; names the layer or module.
+        ValueError: as `check_apart`.
     """
+    check_apart(model)
     for name, layer in multitask_layers(model).items():
         if task in layer.slots:
             raise TaskError(f"task {task!r} is allocated already, in layer {name!r}.")

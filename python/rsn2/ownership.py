@@ -1,10 +1,11 @@
 """What is whose: the parameters and buffers of a task, of several together, and those that all tasks share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from rsn2.nn.layer import MultitaskLayer
+from rsn2.nn.per_task import PerTask
 from rsn2.opening import uncompiled
 from rsn2.tasks import check_allocated, multitask_layers, names_of, per_task_modules, slots_of
 
@@ -20,7 +21,9 @@ def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter
 
     Raises:
         TaskError: if a task has nothing allocated, so that no optimizer can be made too early.
+        ValueError: if a per-task module shares a tensor with another part of the network; names it.
     """
+    check_apart(model)
     names = names_of(task)
     for name in names:
         check_allocated(model, name)
@@ -106,6 +109,53 @@ def shared_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Buffers that belong to no task, by name: those of modules that are neither multitask layers nor per task."""
     owned = {id(buffer) for part in _parts(model) for buffer in part.buffers()}
     return {name: buffer for name, buffer in uncompiled(model).named_buffers() if id(buffer) not in owned}
+
+
+def check_apart(model: nn.Module) -> None:
+    """Raise where others answer with a tensor of a task's own module: of another task, or of what all tasks share.
+
+    One that is shared and frozen is nobody's to change, and may be.
+
+    Raises:
+        ValueError: names the tensor.
+    """
+    model = uncompiled(model)
+    holders: dict[int, set[str]] = {}
+    for module in per_task_modules(model).values():
+        for task in module.tasks:
+            for tensor in _movable(module.of(task).modules()):
+                holders.setdefault(id(tensor), set()).add(f"task {task!r}")
+    if holders:
+        for tensor in _movable(_outside_per_task(model)):
+            if id(tensor) in holders:
+                holders[id(tensor)].add("what all tasks share")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if len(found := sorted(holders.get(id(tensor), ()))) > 1:
+            raise ValueError(
+                f"{name}: expected a tensor of one task's own in its per-task module. This one is of "
+                f"{' and '.join(found)}: give the task a copy, or freeze it (requires_grad_(False))."
+            )
+
+
+def _movable(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """What training may change in these modules themselves: buffers, and parameters that are not frozen."""
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and (tensor.requires_grad or not isinstance(tensor, nn.Parameter)):
+                yield tensor
+
+
+def _outside_per_task(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules that are reached without going through a per-task module."""
+    left, seen = [model], {model}
+    while left:
+        module = left.pop()
+        if isinstance(module, PerTask):
+            continue
+        yield module
+        new = [child for child in module.children() if child not in seen]
+        seen.update(new)
+        left += new
 
 
 def _of_slot(layer: MultitaskLayer, slot: int) -> list[nn.Parameter]:

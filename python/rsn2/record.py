@@ -107,18 +107,24 @@ class PerTaskRecord:
         return {"tasks": list(self.kinds), "has_template": self.template}
 
 
-def attention_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Attention and encoder layers, torch's or multitask, by name: what decides their results besides tensors."""
-    forms = {
-        nn.MultiheadAttention: ("num_heads", "batch_first"),
-        MultitaskMultiheadAttention: ("num_heads", "batch_first"),
-        nn.TransformerEncoderLayer: ("norm_first",),
-        MultitaskTransformerEncoderLayer: ("norm_first",),
-    }
+_FORMS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("num_heads", "batch_first"),
+    MultitaskMultiheadAttention: ("num_heads", "batch_first"),
+    nn.TransformerEncoderLayer: ("norm_first",),
+    MultitaskTransformerEncoderLayer: ("norm_first",),
+    nn.modules.batchnorm._NormBase: ("eps",),
+    nn.LayerNorm: ("eps",),
+    nn.RMSNorm: ("eps",),
+    nn.GroupNorm: ("num_groups", "eps"),
+}
+
+
+def forms_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Attention, encoder layers and norms, torch's or multitask, by name: what decides results besides tensors."""
     return {
         name: {field: getattr(module, field) for field in fields}
         for name, module in model.named_modules()
-        for kind, fields in forms.items()
+        for kind, fields in _FORMS.items()
         if isinstance(module, kind)
     }
 
@@ -129,7 +135,7 @@ class Record:
 
     layers: dict[str, LayerRecord]
     per_task: dict[str, PerTaskRecord]
-    attention: dict[str, dict[str, Any]]
+    forms: dict[str, dict[str, Any]]
     metadata: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -146,15 +152,17 @@ class Record:
         version = content.get("version") if isinstance(content, dict) else None
         if not _is_int(version) or version != VERSION:
             raise CheckpointError(f"record, field 'version': expected {VERSION}. Got {version!r}.")
-        # Not every file of this version says what its attention is.
-        fields = checked_fields("record", {"attention": {}, **content}, ("version", *cls.__dataclass_fields__))
+        # Not every file of this version has the forms; some have those of attention, under its name.
+        content = dict(content)
+        content.setdefault("forms", content.pop("attention", {}))
+        fields = checked_fields("record", content, ("version", *cls.__dataclass_fields__))
         for field in cls.__dataclass_fields__:
             _check(isinstance(fields[field], dict), "record", field, "a table", fields[field])
         _check(bool(fields["layers"]), "record", "layers", "at least one layer", fields["layers"])
         return cls(
             {name: LayerRecord.from_json(name, layer) for name, layer in fields["layers"].items()},
             {name: PerTaskRecord.from_json(name, module) for name, module in fields["per_task"].items()},
-            fields["attention"],
+            fields["forms"],
             fields["metadata"],
         )
 

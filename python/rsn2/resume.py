@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
     """Overwrite each target by the source of its name, in place and bit for bit."""
     with torch.no_grad():
         for name, target in targets.items():
+            if target.shape != sources[name].shape:  # a buffer that grew
+                target.data = torch.empty_like(sources[name], device=target.device)
             target.copy_(sources[name])
     torch.clear_autocast_cache()  # as behind each step of a fit
 
@@ -34,15 +36,23 @@ class FitState:
     """Everything that a fit changes: trained tensors, optimizer, losses by task, the best epoch's copy.
 
     A scheduler's own state is in no file: it follows from the losses.
+
+    Attributes:
+        look_up: gives the trained tensors by name, of now: a module may put another tensor into a buffer's place.
     """
 
-    own: dict[str, Tensor]
+    look_up: Callable[[], dict[str, Tensor]]
     optimizer: Optimizer
     scheduler: LRScheduler | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     train_loss: dict[str, list[float]] = field(default_factory=dict)
     val_loss: dict[str, list[float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """What is trained: parameters, and buffers of the tasks' own."""
+        return self.look_up()
 
     @property
     def epoch(self) -> int:
@@ -124,10 +134,12 @@ class ResumeFile:
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition(".")
             slots[int(index)][key] = tensor
-        copy_into(state.own, parts["own"])
-        state.best = {name: tensor.to(state.own[name].device) for name, tensor in parts["best"].items()}
+        own = state.own
+        copy_into(own, parts["own"])
+        state.best = {name: tensor.to(own[name].device) for name, tensor in parts["best"].items()}
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        _keep_dtypes(state.optimizer, slots)
         for losses in ("train_loss", "val_loss", "seconds"):
             setattr(state, losses, record[losses])
         with warnings.catch_warnings(action="ignore"):  # torch would have the optimizer step before its scheduler does
@@ -207,6 +219,16 @@ def _set_hyperparameters(optimizer: Optimizer, groups: list[dict[str, Any]]) -> 
                 group[key].fill_(value)
             elif key != "params":
                 group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _keep_dtypes(optimizer: Optimizer, slots: Mapping[int, Mapping[str, Any]]) -> None:
+    """Give floating-point state back what it was saved in: torch brings it to the dtype of its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in slots.items():
+        state = optimizer.state[parameters[index]]
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.to(state[key].device)
 
 
 def _plain(value: Any) -> Any:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rsn2.buffers import Snapshot
 from rsn2.data import Loss, checked_batch, device_of, to_device
 from rsn2.nn.layer import Candidates, MultitaskLayer
-from rsn2.ownership import shared_buffers
-from rsn2.tasks import activated, per_task_modules
+from rsn2.tasks import activated
 
 Criterion = Literal["gradient", "gradient_x_weight", "magnitude", "random"]
 Batches = Iterable[tuple[Any, Any]]
@@ -77,20 +77,20 @@ def saliencies(
     Raises:
         AllocationError: if ``batches`` is empty, a gradient is not finite, or a layer takes no part in the loss.
     """
-    weights = {name: start.weight.flatten(1) for name, start in starts.items()}
     if criterion == "magnitude":
-        return {name: weight.abs() for name, weight in weights.items()}
+        return {name: start.weight.flatten(1).abs() for name, start in starts.items()}
     if criterion == "random":
         # Drawn on the CPU, so that every device chooses the same weights.
         generator = torch.Generator().manual_seed(seed)
         return {
-            name: torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device)
-            for name, weight in weights.items()
+            name: torch.rand(layer.owners.shape, generator=generator, device="cpu").to(layer.owners.device)
+            for name, layer in layers.items()
         }
     assert loss is not None and batches is not None
-    gradients = _gradients(model, layers, starts, task, loss, batches, scaled)
-    if criterion == "gradient_x_weight":
-        return {name: (gradient * weights[name]).abs() for name, gradient in gradients.items()}
+    leaves = {name: _leaf(layer, starts[name], scaled) for name, layer in layers.items()}
+    gradients = _gradients(model, layers, starts, leaves, task, loss, batches)
+    if criterion == "gradient_x_weight":  # the weights of the network that was differentiated, scaled ones
+        return {name: (gradient * leaves[name].detach().flatten(1)).abs() for name, gradient in gradients.items()}
     return {name: gradient.abs() for name, gradient in gradients.items()}
 
 
@@ -119,17 +119,20 @@ def _gradients(
     model: nn.Module,
     layers: Mapping[str, MultitaskLayer],
     starts: Mapping[str, Start],
+    leaves: Mapping[str, Tensor],
     task: str,
     loss: Loss,
     batches: Batches,
-    scaled: bool,
 ) -> dict[str, Tensor]:
-    """Gradient of the loss for every candidate weight, ``[rows, cols]`` by layer, summed over the batches."""
+    """Gradient of the loss for every candidate weight, ``[rows, cols]`` by layer, summed over the batches.
+
+    Args:
+        leaves: the weights that the layers run on, by layer.
+    """
     total: dict[str, Tensor] = {}
     if not layers:
         return total
     device = device_of(model)
-    leaves = {name: _leaf(layer, starts[name], scaled) for name, layer in layers.items()}
     candidates = {layer: Candidates(leaves[name], starts[name].bias) for name, layer in layers.items()}
     with activated(model, task), _without_traces(model, task), through(candidates), torch.enable_grad():
         for number, batch in enumerate(batches):
@@ -167,16 +170,11 @@ def _leaf(layer: MultitaskLayer, start: Start, scaled: bool) -> Tensor:
 @contextmanager
 def _without_traces(model: nn.Module, task: str) -> Iterator[None]:
     """Put buffers that all tasks share, those of the task's own modules, and the random state back behind the block."""
-    # By name, since a module may put another tensor into the place of a buffer.
-    places = [(model, name) for name in shared_buffers(model)]
-    for module in per_task_modules(model).values():
-        places += [(module.of(task), name) for name, _ in module.of(task).named_buffers()]
-    before = [owner.get_buffer(name).clone() for owner, name in places]
+    before = [Snapshot.shared(model), Snapshot.own(model, [task])]
     device = device_of(model)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        for (owner, name), value in zip(places, before, strict=True):
-            with torch.no_grad():
-                owner.get_buffer(name).copy_(value)
+        for each in before:
+            each.put_back()

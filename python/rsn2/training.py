@@ -201,8 +201,7 @@ def _fit(
     optimizer = checked_optimizer(model, tasks[0] if len(tasks) == 1 else tasks, optimizer, lr)
     has_val = all(lesson.val is not None for lesson in lessons.values())
     scheduler = checked_scheduler(optimizer, scheduler, has_val)
-    own = trained_tensors(model, tasks)
-    state = FitState(own, optimizer, scheduler)
+    state = FitState(lambda: trained_tensors(model, tasks), optimizer, scheduler)
     file = None
     if resume is not None:
         data: dict[str, dict[str, Any]] = {"train": {}, "val": {}}
@@ -210,7 +209,7 @@ def _fit(
             data["train"][task] = data_identity(lesson.train)
             data["val"][task] = data_identity(lesson.val)
         alone = {kind: each[tasks[0]] for kind, each in data.items()} if len(tasks) == 1 else data
-        how = identity(model, tasks, own, optimizer) | {"scheduler": scheduler_identity(scheduler)}
+        how = identity(model, tasks, state.own, optimizer) | {"scheduler": scheduler_identity(scheduler)}
         file = ResumeFile(Path(resume), how | settings | alone)
     if shared := shared_parameters(model):
         warnings.warn(f"fit does not train what all tasks share: {sorted(shared)}", stacklevel=3)

@@ -144,24 +144,26 @@ def warm_up(
         for name, layer in used.items()
         if name not in holders
     }
-    own: dict[str, Tensor] = {}
-    for name, each in candidates.items():
-        own[f"{name}.weight"] = each.weight
-        if each.bias is not None:
-            own[f"{name}.bias"] = each.bias
-    parameters = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter)]
-    for name, module in per_task_modules(model).items():
-        parameters += list(module.of(task).parameters())
-        own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_parameters()}
-        own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_buffers()}
-    parameters = list(dict.fromkeys(parameters))
+
+    def trained() -> dict[str, Tensor]:
+        own: dict[str, Tensor] = {}
+        for name, each in candidates.items():
+            own[f"{name}.weight"] = each.weight
+            if each.bias is not None:
+                own[f"{name}.bias"] = each.bias
+        for name, module in per_task_modules(model).items():
+            own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_parameters()}
+            own |= {f"{name}.{key}": tensor for key, tensor in module.of(task).named_buffers()}
+        return own
+
+    parameters = list(dict.fromkeys(each for each in trained().values() if isinstance(each, nn.Parameter)))
     made = made_optimizer(parameters, optimizer, lr)
     if any(unlike(made, parameters)):
         raise ValueError(
             "optimizer: expected a function that makes one of all parameters in the list it is given, such as "
             "torch.optim.Adam: a warm-up trains a copy, which is not there before the call. Got one of others."
         )
-    state = FitState(own, made)
+    state = FitState(trained, made)
     file = None
     if resume is not None:
         settings = {
@@ -171,7 +173,7 @@ def warm_up(
             "batch_size": batch_size,
             "train": data_identity(train),
         }
-        file = ResumeFile(Path(resume), identity(model, [task], own, made, free_in=candidates) | settings)
+        file = ResumeFile(Path(resume), identity(model, [task], state.own, made, free_in=candidates) | settings)
 
     @contextmanager
     def running(name: str) -> Iterator[None]:

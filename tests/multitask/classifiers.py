@@ -44,7 +44,8 @@ TRAIN, VAL = samples(130), samples(70, seed=1)
 
 def bits(model: nn.Module, task: str) -> dict[str, bytes]:
     """The bytes of all that training a task may change."""
-    return {name: tensor.detach().numpy().tobytes() for name, tensor in own_tensors(model, task).items()}
+    own = own_tensors(model, task)
+    return {name: tensor.detach().flatten().view(torch.uint8).numpy().tobytes() for name, tensor in own.items()}
 
 
 class Scripted:

@@ -299,3 +299,25 @@ def test_a_compiled_network_is_the_network_it_compiles() -> None:
     for name, values in rsn2.named_parameters(model, "shapes").items():
         assert torch.equal(rsn2.named_parameters(compiled, "shapes")[name], values)
     assert [*multitask_layers(compiled)] == [*multitask_layers(model)]
+
+
+def test_saliency_is_that_of_the_network_that_was_differentiated() -> None:
+    """With rescale, rows with little left free run on larger weights, which count as they are."""
+    torch.manual_seed(0)
+    layer = MultitaskLinear(8, 6)
+    mask = torch.zeros(6, 8, dtype=torch.bool)
+    mask[:3, :7] = True
+    layer.add_task("first", mask, 21 / 48)
+    x, target = torch.randn(16, 8), torch.randn(16, 6)
+    free = ~mask
+    scale = (8 / free.sum(1, keepdim=True)).sqrt()
+    weight = (layer.pool.detach() * free * scale).requires_grad_()
+    loss = nn.functional.mse_loss(x @ weight.t() + layer.initial_bias, target)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    saliency = (gradient * weight).abs().detach()
+    rsn2.allocate(
+        layer, "second", 10 / 48, nn.functional.mse_loss, [(x, target)], criterion="gradient_x_weight", rescale="fan_in"
+    )
+    assert torch.equal(
+        layer.owners.mask(1).flatten().nonzero()[:, 0], saliency.flatten().topk(10).indices.sort().values
+    )

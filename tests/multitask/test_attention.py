@@ -1,5 +1,6 @@
 """Multitask attention and encoders compute what torch's do with the same weights, masks included."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -342,11 +343,9 @@ def test_a_file_says_what_its_attention_computes(
     path = tmp_path / "net.safetensors"
     rsn2.save(model, path)
     assert_same(snapshot(model), snapshot(rsn2.load(path, build())))
-    with pytest.raises(
-        rsn2.CheckpointError, match=f"^attention '{part}.*: the file has .*{field}.*, the model .*{field}"
-    ):
+    with pytest.raises(rsn2.CheckpointError, match=f"^module '{part}.*: the file has .*{field}.*, the model .*{field}"):
         rsn2.load(path, build(*attention, **layer))
-    edit(path, lambda record, tensors: record.pop("attention"))
+    edit(path, lambda record, tensors: record.pop("forms"))
     assert_same(snapshot(model), snapshot(rsn2.load(path, build())))
 
 
@@ -367,3 +366,29 @@ def test_an_encoder_that_cannot_be_converted_stays_as_it_was(change, message: st
     with pytest.raises(ValueError, match=message):
         rsn2.convert(model, per_task=["0"])
     assert list(model.modules()) == before
+
+
+def test_layers_of_other_classes_are_called_by_torch_s_names() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.self_attn, self.out = nn.MultiheadAttention(E, HEADS, batch_first=True), nn.Linear(E, E)
+
+        def forward(
+            self,
+            src: Tensor,
+            src_key_padding_mask: Tensor | None = None,
+            src_mask: Tensor | None = None,
+            *,
+            is_causal: bool = False,
+        ) -> Tensor:
+            options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
+            result: Tensor = src + self.out(self.self_attn(src, src, src, need_weights=False, **options)[0])
+            return result
+
+    dense = nn.TransformerEncoder(Layer(), 2, enable_nested_tensor=False)
+    sparse = with_full_density(rsn2.convert(copy.deepcopy(dense)))
+    x = torch.randn(S, S, E)  # as many samples as positions, so that either mask would fit as the other
+    causal = torch.ones(S, S, dtype=torch.bool).triu(1)
+    with rsn2.use_task(sparse, "t"):
+        torch.testing.assert_close(sparse(x, mask=causal), dense(x, mask=causal))

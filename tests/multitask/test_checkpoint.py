@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,8 @@ EDITS = {
     "density": (put("layers", "2", "densities", value={"0": 3, "1": 0.3}), "layer '2', field 'densities'"),
     "densities too large": (put("layers", "2", "densities", value={"0": 0.9, "1": 0.9}), "field 'densities'"),
     "geometry of text": (put("layers", "2", "geometry", value="x"), "layer '2', field 'geometry'"),
-    "attention no table": (put("attention", value=[]), "record, field 'attention': expected a table"),
-    "attention nobody has": (put("attention", value={"2": {"num_heads": 2}}), "attention '2': .*, the model None"),
+    "attention no table": (put("forms", value=[]), "record, field 'forms': expected a table"),
+    "attention nobody has": (put("forms", value={"2": {"num_heads": 2}}), "module '2': .*, the model None"),
     "version of truth": (put("version", value=True), "field 'version': expected 1. Got True"),
     "per-task name": (put("per_task", "3", "kinds", value={"a.b": "x"}), "per-task module '3', field 'kinds'"),
     "per-task template": (put("per_task", "3", "template", value="yes"), "per-task module '3', field 'template'"),
@@ -390,3 +391,53 @@ def test_load_and_save_give_back_record_and_tensors(tmp_path: Path) -> None:
     with safe_open(first, "pt") as one, safe_open(second, "pt") as other:
         assert one.metadata() == other.metadata()
     assert_same(load_file(first), load_file(second))
+
+
+def test_a_file_says_what_its_norms_compute(tmp_path: Path) -> None:
+    def build(groups: int = 2, eps: float = 1e-5) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(groups, 4, eps=eps), nn.LayerNorm(3, eps=eps))
+
+    path = tmp_path / "net.safetensors"
+    for exclude in ([], ["1", "2"]):
+        model = rsn2.convert(build(), exclude=exclude)
+        rsn2.allocate(model, "a", 0.5, criterion="random")
+        rsn2.save(model, path)
+        assert_same(snapshot(model), snapshot(rsn2.load(path, build())))
+        for other in ({"groups": 4}, {"eps": 1e-3}):
+            with pytest.raises(rsn2.CheckpointError, match=r"^module '1.*: the file has .*num_groups.*, the model "):
+                rsn2.load(path, build(**other))
+
+
+def test_a_file_with_the_forms_of_attention_alone_is_read(model: nn.Module, file: Path) -> None:
+    edit(file, lambda record, tensors: record.update(attention={}) or record.pop("forms"))
+    assert_same(snapshot(model), snapshot(rsn2.load(file, plain_network())))
+
+
+def test_a_layer_of_a_subclass_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    class Own(rsn2.nn.MultitaskLinear):
+        pass
+
+    with pytest.raises(rsn2.CheckpointError, match=r"^layer '0': expected one of .* Got a Own\."):
+        rsn2.save(nn.Sequential(Own(4, 4)), tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_saves_waits_until_nobody_runs_the_network(model: nn.Module, tmp_path: Path) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with rsn2.use_task(model, "shapes"):
+            inside.set()
+            leave.wait(60)
+
+    path = tmp_path / "net.safetensors"
+    threads = [threading.Thread(target=run), threading.Thread(target=rsn2.save, args=(model, path))]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive() and not path.exists()
+    leave.set()
+    for thread in threads:
+        thread.join(60)
+    assert path.exists()

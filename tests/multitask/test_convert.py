@@ -1,10 +1,12 @@
 """convert replaces what it says, leaves the rest, and refuses what it cannot do before it changes anything."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import rsn2
@@ -195,3 +197,86 @@ def test_a_network_with_tasks_is_not_converted_further() -> None:
     with pytest.raises(rsn2.TaskError, match=r"\['head'\] can only be converted before"):
         rsn2.convert(model)
     assert type(model["head"]) is nn.Linear
+
+
+def test_a_forward_of_its_own_is_not_dropped() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].forward = lambda x: x  # as wrappers do
+    with pytest.raises(ValueError, match=r"^0: it has hooks, or a forward of its own"):
+        rsn2.convert(model)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.back = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.back.weight = self.there.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.back(self.there(x))
+        return result
+
+
+@pytest.mark.parametrize("part", [Tied, lambda: weight_norm(nn.Linear(4, 4))], ids=["tied", "parametrized"])
+def test_a_task_s_own_copy_is_made_as_the_module_was(part: Callable[[], nn.Module]) -> None:
+    plain = nn.Sequential(part(), nn.Linear(4, 4))
+    model = rsn2.convert(copy.deepcopy(plain), per_task=["0"])
+    rsn2.allocate(model, "a", 1.0, criterion="magnitude")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(rsn2.predict(model, "a", x), plain(x))
+    count = sum(parameter.numel() for parameter in plain[0].parameters())
+    assert sum(parameter.numel() for parameter in model[0].of("a").parameters()) == count
+
+
+def test_what_a_task_brought_along_is_not_taken_apart() -> None:
+    parts = {"a": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), "b": nn.Identity()}
+    template = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = rsn2.convert(nn.Sequential(PerTask(parts), PerTask(template=template), nn.Linear(8, 3)))
+    assert type(model[0].of("a")) is nn.TransformerEncoderLayer
+    assert type(model[1].template) is nn.TransformerEncoderLayer
+    rsn2.allocate(model, "a", 0.5, criterion="magnitude")
+    model[0].add_task("c", nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    assert rsn2.convert(model) is model
+
+
+@pytest.mark.parametrize("names", [("dropout1", "dropout2"), ("norm1", "norm2")])
+def test_parts_of_an_encoder_layer_may_be_one_module(names: tuple[str, str]) -> None:
+    layer = encoder_layer().eval()
+    setattr(layer, names[1], getattr(layer, names[0]))
+    plain = copy.deepcopy(layer)
+    model = rsn2.convert(nn.Sequential(layer))
+    rsn2.allocate(model, "a", 1.0, criterion="magnitude")
+    x = torch.randn(2, 3, plain.linear1.in_features)
+    torch.testing.assert_close(rsn2.predict(model, "a", x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def parts_compiled(*, whole: bool) -> nn.Module:
+    """A network with a compiled layer, or in a compiled whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    if whole:
+        return torch.compile(model, backend="eager")  # type: ignore[return-value]
+    model[2] = torch.compile(model[2], backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_compiled_runs_what_replaced_it(whole: bool) -> None:
+    x = torch.randn(5, 4)
+    model = rsn2.convert(parts_compiled(whole=whole))
+    rsn2.allocate(model, "a", 0.5, criterion="magnitude")
+    assert not torch.allclose(rsn2.predict(model, "a", x), parts_compiled(whole=whole)(x))
+    expected = rsn2.convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    expected.load_state_dict({key.replace("_orig_mod.", ""): value for key, value in model.state_dict().items()})
+    torch.testing.assert_close(rsn2.predict(model, "a", x), rsn2.predict(expected, "a", x))
+
+
+def test_a_compiled_layer_and_names_inside_of_a_compiled_network() -> None:
+    layer = rsn2.convert(torch.compile(nn.Linear(4, 2), backend="eager"))
+    rsn2.allocate(layer, "a", 0.5, criterion="magnitude")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(rsn2.predict(layer, "a", x), rsn2.predict(layer._orig_mod, "a", x))
+    model = rsn2.convert(parts_compiled(whole=True), exclude=["2"])
+    assert type(model._orig_mod[2]) is nn.Linear and type(model._orig_mod[0]) is MultitaskLinear

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 import rsn2
 from networks import allocated, assert_same, network, samples, snapshot, train
+from rsn2.nn import PerTask
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Factory] = {
@@ -193,3 +194,50 @@ def test_tasks_do_not_share_parameters() -> None:
     assert not ids[0] & ids[1]
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert ids[0] | ids[1] == trainable
+
+
+class TiedHead(nn.Module):
+    """A language model whose head for task "a" is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 8)
+        own = nn.Linear(8, 20, bias=False)
+        own.weight = self.embedding.weight
+        self.head = PerTask({"a": own, "b": nn.Linear(8, 20)})
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(torch.relu(self.hidden(self.embedding(tokens))))
+        return output
+
+
+def test_a_tensor_of_a_task_s_own_is_nobody_else_s() -> None:
+    with pytest.raises(ValueError, match=r"^embedding\.weight: .* of task 'a' and what all tasks share: "):
+        rsn2.convert(TiedHead())
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    crossed = nn.Sequential(PerTask({"a": first, "b": second}), PerTask({"a": second, "b": first}), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"of task 'a' and task 'b'"):
+        rsn2.convert(crossed)
+    model = rsn2.convert(nn.Sequential(PerTask({"a": nn.Linear(4, 4)}), nn.Linear(4, 4), PerTask({})))
+    norm = nn.BatchNorm1d(4)
+    model[2].add_task("a", norm)
+    model.append(norm)
+    for call in (
+        lambda: rsn2.allocate(model, "a", 0.5, criterion="magnitude"),
+        lambda: rsn2.warm_up(model, "a", (torch.ones(4, 4), torch.ones(4, 4)), loss=nn.functional.mse_loss, epochs=1),
+    ):
+        with pytest.raises(ValueError, match=r"^2\.by_task\.task_a\.weight"):
+            call()
+    assert rsn2.tasks(model) == []
+
+
+def test_a_frozen_tensor_may_be_anybody_s() -> None:
+    model = TiedHead()
+    model.embedding.requires_grad_(False)
+    rsn2.convert(model)
+    tokens = torch.randint(20, (32,))
+    for task in ("a", "b"):
+        rsn2.allocate(model, task, 0.3, nn.functional.cross_entropy, [(tokens, tokens)])
+    before = rsn2.predict(model, "b", tokens)
+    rsn2.fit(model, "a", (tokens, tokens), loss=nn.functional.cross_entropy, epochs=2, lr=0.01)
+    assert torch.equal(rsn2.predict(model, "b", tokens), before)

@@ -272,3 +272,16 @@ def test_the_file_holds_tensors_and_json(tmp_path: Path) -> None:
     record = json.loads(header["__metadata__"]["rsn2.fit"])
     assert record["settings"]["task"] == "a"
     assert record["groups"][0]["lr"] == 1e-2
+
+
+def test_state_of_an_optimizer_comes_back_in_its_own_dtype(tmp_path: Path) -> None:
+    """torch would bring NAdam's float32 product of momenta to the bfloat16 of its parameter."""
+    data = tuple(part.bfloat16() if part.is_floating_point() else part for part in TRAIN)
+
+    def trained(epochs: int, file: Path | None) -> nn.Module:
+        model = network("a").bfloat16()
+        fit(model, "a", data, loss=LOSS, optimizer=torch.optim.NAdam, epochs=epochs, batch_size=50, resume=file)
+        return model
+
+    trained(1, tmp_path / "fit")
+    assert bits(trained(4, tmp_path / "fit"), "a") == bits(trained(4, None), "a")

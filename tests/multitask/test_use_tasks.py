@@ -357,7 +357,7 @@ def test_samples_that_do_not_come_first_are_refused() -> None:
         pass
 
 
-def test_per_task_modules_get_one_argument_and_give_tensors_of_their_samples() -> None:
+def test_per_task_modules_get_their_samples_of_each_argument_and_give_tensors_of_them() -> None:
     class Sums(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.sum(0)
@@ -367,16 +367,36 @@ def test_per_task_modules_get_one_argument_and_give_tensors_of_their_samples() -
         part.add_task(task)
     x = torch.randn(7, 2)
     with rsn2.use_tasks(part, BATCH):
-        with pytest.raises(ValueError, match=r"^PerTask: .* one argument"):
-            part(x, x)
+        both = part(x, x + 1)
+        with pytest.raises(ValueError, match=r"^PerTask: .* batches without names\. Got a tensor as input2"):
+            part(x, input2=x)
+        with pytest.raises(ValueError, match=r"^x: expected 7 samples"):
+            part(x, x[:5])
         with pytest.raises(rsn2.TaskError, match=r"^each sample has a task"):
             _ = part.current
+    for number, task in enumerate(BATCH):
+        torch.testing.assert_close(both[number], part.of(task)(x[number], x[number] + 1))
     sums = PerTask({"a": Sums(), "b": Sums()})
     with (
         rsn2.use_tasks(sums, ["a", "b", "a"]),
         pytest.raises(ValueError, match=r"^task 'a': expected a tensor with 2 samples .* Got \(5,\)\."),
     ):
         sums(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("own", ["0.self_attn", "0"])
+def test_each_task_may_have_attention_of_its_own_in_a_batch_of_many(own: str) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = rsn2.convert(nn.Sequential(layer, nn.Linear(8, 8)), per_task=[own])
+    for seed, task in enumerate(TASKS):
+        torch.manual_seed(seed)
+        model[0].get_submodule(own.removeprefix("0").removeprefix(".")).add_task(
+            task, nn.MultiheadAttention(8, 2, batch_first=True) if own != "0" else copy.deepcopy(layer)
+        )
+        rsn2.allocate(model, task, 0.3, criterion="random", seed=seed)
+    batch = {task: torch.randn(2, 5, 8) for task in TASKS}
+    for task, found in rsn2.predict_together(model, batch).items():
+        torch.testing.assert_close(found, rsn2.predict(model, task, batch[task]))
 
 
 def test_a_network_of_a_batch_of_many_tasks_learns() -> None:

@@ -17,6 +17,7 @@ class MultitaskMultiheadAttention(nn.Module):
     that does. Its one input projection of three is three layers here.
 
     Attributes:
+        embed_dim, kdim, vdim, num_heads, head_dim, dropout, batch_first: as of ``nn.MultiheadAttention``.
         q_proj, k_proj, v_proj, out_proj: the projections, each a :class:`MultitaskLinear`, unless `convert` was told to
             leave it alone.
     """
@@ -73,8 +74,8 @@ class MultitaskMultiheadAttention(nn.Module):
         if attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError("attention with add_bias_kv or add_zero_attn has no multitask form.")
         super().__init__()
-        self.embed_dim = attention.embed_dim
-        self.num_heads = attention.num_heads
+        self.embed_dim, self.kdim, self.vdim = attention.embed_dim, attention.kdim, attention.vdim
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.dropout = attention.dropout
         self.batch_first = attention.batch_first
         for name, linear in _projections(attention).items():

@@ -64,23 +64,39 @@ class Mixture:
             run: called once for each of `tasks`.
 
         Returns:
-            One tensor, where those of all tasks have one shape but for the number of samples, and one dtype; else a
-            dict from task to tensor.
+            As `joined`.
 
         Raises:
             ValueError: if ``x`` does not hold as many samples.
         """
-        outputs = {task: run(task, samples) for task, samples in self._parts(x).items()}
+        return self.joined({task: run(task, samples) for task, samples in self.parts(x).items()})
+
+    def joined(self, outputs: Mapping[str, Any]) -> Any:
+        """What the modules of `tasks` put out, each for its samples, in the batch's order.
+
+        Returns:
+            One tensor, where those of all tasks have one shape but for the number of samples, and one dtype; else a
+            dict from task to tensor. Of tuples, a tuple of these; of None, None.
+
+        Raises:
+            ValueError: if a task's tensor has not its number of samples.
+        """
+        kinds = {(type(each), len(each) if isinstance(each, tuple) else 0) for each in outputs.values()}
+        if len(kinds) == 1 and isinstance(first := next(iter(outputs.values())), tuple):
+            places = range(len(first))
+            return tuple(self.joined({task: each[place] for task, each in outputs.items()}) for place in places)
+        if all(each is None for each in outputs.values()):
+            return None
         for task, output, count in zip(self.tasks, outputs.values(), self.counts, strict=True):
             if not isinstance(output, Tensor) or output.dim() == 0 or output.shape[0] != count:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(f"task {task!r}: expected a tensor with {count} samples of its module. Got {got}.")
         if len({(output.shape[1:], output.dtype) for output in outputs.values()}) > 1:
-            return outputs
+            return dict(outputs)
         together = torch.cat(list(outputs.values()))
         return together if self._sorted else together.index_select(0, self._order.argsort().to(together.device))
 
-    def _parts(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def parts(self, x: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each task's samples."""
         if isinstance(x, Mapping):
             counts = {task: part.shape[0] for task, part in x.items()}

@@ -131,20 +131,28 @@ class PerTask(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the active task's module returns.
 
-        Where each sample has a task, it takes one argument, the batch or a dict of each task's samples, and returns
-        what the tasks' modules do for theirs: joined where it can be, else a dict by task.
+        Where each sample has a task, tensors among the arguments are batches, of which each task's module gets its
+        samples; a dict holds them by task. What the modules return is joined where it can be, else a dict by task.
 
         Raises:
             TaskError: if no task is active, or it has no module here.
-            ValueError: if each sample has a task, and the arguments are others.
+            ValueError: if each sample has a task, and a tensor has a name, so that nobody knows whether it is a batch.
         """
         if not isinstance(self.active, Mixture):
             return self.current(*args, **kwargs)
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor | Mapping):
-            raise ValueError(
-                "PerTask: where each sample has a task, expected one argument, a tensor or a dict by task."
-            )
-        return self.active.each(args[0], lambda task, samples: self.of(task)(samples))
+        for name, argument in kwargs.items():
+            if isinstance(argument, Tensor):
+                raise ValueError(
+                    f"PerTask: where each sample has a task, expected batches without names. Got a tensor as {name}."
+                )
+        mixture = self.active
+        parts = {id(each): mixture.parts(each) for each in args if isinstance(each, Tensor | Mapping)}
+        return mixture.joined(
+            {
+                task: self.of(task)(*(parts[id(each)][task] if id(each) in parts else each for each in args), **kwargs)
+                for task in mixture.tasks
+            }
+        )
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which tasks there are, so that a state dict can be loaded into a fresh network."""

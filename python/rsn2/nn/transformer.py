@@ -80,7 +80,8 @@ class MultitaskTransformerEncoderLayer(nn.Module):
 
     def _take(self, layer: nn.TransformerEncoderLayer) -> None:
         super().__init__()
-        for name, part in layer.named_children():
+        # Not named_children, which would give a part that has two names once only.
+        for name, part in layer._modules.items():
             if name != "activation":
                 self.add_module(name, part)
         self.norm_first = layer.norm_first
@@ -148,6 +149,11 @@ class MultitaskTransformerEncoder(nn.Module):
         self.layers = layers
         self.norm = norm
 
+    @property
+    def num_layers(self) -> int:
+        """How many layers there are."""
+        return len(self.layers)
+
     @classmethod
     def from_dense(cls, encoder: nn.TransformerEncoder) -> Self:
         """A multitask encoder whose pools are the weights of ``encoder``."""
@@ -170,5 +176,6 @@ class MultitaskTransformerEncoder(nn.Module):
     ) -> Tensor:
         """The encoder's output for the active task; arguments as for one layer, and None for is_causal is False."""
         for layer in self.layers:
-            src = layer(src, mask, src_key_padding_mask, bool(is_causal))
+            # By name, as torch calls them: layers of other classes may take them in another order.
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
         return src if self.norm is None else self.norm(src)
