@@ -14,7 +14,7 @@ from rsn2.nn.layer import TaskError
 from rsn2.ownership import named_parameters, parameters, shared_parameters
 from rsn2.report import Report, report
 from rsn2.sealed import CheckpointError
-from rsn2.tasks import finalize, tasks, use_task, use_tasks
+from rsn2.tasks import finalize, remove, tasks, use_task, use_tasks
 from rsn2.training import History, TrainingError, fit, fit_together
 from rsn2.warm_up import WarmStart, warm_up
 
@@ -40,6 +40,7 @@ __all__ = [
     "predict",
     "predict_together",
     "read_metadata",
+    "remove",
     "report",
     "save",
     "shared_parameters",

@@ -222,6 +222,27 @@ def _activated(found: _Parts, active: str | Mixture) -> Iterator[None]:
                 part.active = previous
 
 
+def remove(model: nn.Module, task: str) -> None:
+    """Take a task out of the network, in place: its weights are free for later tasks, and its own modules are gone.
+
+    Free weights start a later task from the values that they had before this one. All other tasks answer with the same
+    bits as before; a slot that they share with this one stays theirs. To have the task again,
+    :func:`rsn2.allocate` it anew, behind ``add_task`` of each :class:`~rsn2.nn.PerTask` without a template.
+
+    Raises:
+        TaskError: if the task has nothing allocated.
+        TypeError: if ``task`` is no name.
+    """
+    with alone_with(model):
+        check_allocated(model, task)
+        parts = _parts_of(model)
+        for layer in parts.layers.values():
+            if task in layer.slots:
+                layer.remove_task(task)
+        for module in parts.copies.values():
+            module.remove_task(task)
+
+
 def finalize(model: nn.Module) -> None:
     """Drop every pool and template: the network shrinks to what its tasks own, and takes no further task."""
     with alone_with(model):

@@ -140,9 +140,9 @@ def fit_together(
 
     Each step takes one batch of every task, adds the gradients of their losses, and lets the optimizer step once. An
     epoch sees every sample of every task once; a task whose batches are used up sits out the rest of it, and its
-    parameters stay still. Tasks that share nothing end in the bits of a :func:`fit` each, but for the draws of
-    dropout, and for early stopping and ``restore_best``, which go by the sum of the tasks' validation losses.
-    Scale the losses to weigh the tasks.
+    parameters stay still. Tasks that share nothing end in the bits of a :func:`fit` each, but for the draws of dropout
+    and of loaders without a ``generator`` of their own, and for early stopping and ``restore_best``, which go by the
+    sum of the tasks' validation losses. Scale the losses to weigh the tasks.
 
     Args:
         model: a converted network in which the tasks are allocated.
