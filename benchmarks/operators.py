@@ -8,6 +8,7 @@ on with the same command.
 
 import argparse
 import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,14 +61,14 @@ def table(results: Results) -> Table:
 
 
 def _speeds(record: Record) -> Iterator[str]:
-    """How many times as fast as each of the OTHERS this package is in a case."""
+    """How many times as fast as each of the OTHERS this package is in a case; "about" that of a call timed once."""
     seconds = record.get("seconds", {})
     for other in OTHERS.values():
         if other in seconds and OURS in seconds:
             yield str(speed(record, OURS, other))
         else:
             slow = record.get("slow", {}).get(other)
-            yield f"> {slow / min(seconds[OURS]):.0f}" if slow and OURS in seconds else ""
+            yield f"about {slow / statistics.median(seconds[OURS]):.0f}" if slow and OURS in seconds else ""
 
 
 def main() -> None:

@@ -62,22 +62,30 @@ def speed() -> str:
     return "\n\n".join(parts)
 
 
+def place(content: dict[str, Any]) -> str:
+    """Where a results file was measured, in a sentence."""
+    machine = content["machine"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine['cpu']} ({machine['cpu_capability']}), {threads}, torch {machine['torch']}."
+
+
 def epoch() -> str:
     """One epoch of training against dense and masked networks."""
     content = json.loads((ROOT / "results/epoch-cpu.json").read_text())
     seconds = content["seconds"]
     rows = [[name, f"{each:.2f}", f"{each / seconds['packed']:.2f}"] for name, each in seconds.items()]
     table = markdown.table(["network", "seconds of one epoch", "times the packed one's"], rows)
-    return f"torch {content['machine']['torch']}, {content['machine']['threads']} thread.\n\n{table}"
+    return f"{place(content)}\n\n{table}"
 
 
 def overhead() -> str:
     """What a call costs beside its kernel, in microseconds."""
     content = json.loads((ROOT / "results/overhead-cpu.json").read_text())
     hot, cold = content["seconds"].values()
-    return markdown.table(
+    table = markdown.table(
         ["", *content["seconds"]], [[name, f"{1e6 * hot[name]:.0f}", f"{1e6 * cold[name]:.0f}"] for name in hot]
     )
+    return f"{place(content)}\n\n{table}"
 
 
 def occupancies() -> Any:
@@ -179,7 +187,11 @@ def profile() -> str:
     kinds = list(next(iter(found["loops"].values())))
     loops = [[loop, *(f"{of[kind]:.1f}" for kind in kinds)] for loop, of in found["loops"].items()]
     return "\n\n".join(
-        [markdown.table(["problem", *parts], shares), markdown.table(["innermost loop of", *kinds], loops)]
+        [
+            place(found),
+            markdown.table(["problem", *parts], shares),
+            markdown.table(["innermost loop of", *kinds], loops),
+        ]
     )
 
 

@@ -147,6 +147,14 @@ def test_seconds_of_different_machines_are_not_averaged(tmp_path: Path) -> None:
     assert first in text(tmp_path) and second in text(tmp_path)
 
 
+def test_seconds_of_files_that_say_little_of_them_are_said_to_be_such(tmp_path: Path) -> None:
+    said = "have no medians and name no exact processor"
+    assert said in text(write(tmp_path, result(), result(seed=1)))
+    assert said not in text(write(tmp_path, changed(1, epoch_seconds=3.0)))
+    exact = {"machine": {**result()["machine"], "cpu": "AMD EPYC, family 25, model 17"}}
+    assert said not in text(write(tmp_path, result() | exact, result(seed=1) | exact))
+
+
 def test_a_run_that_waited_is_told(tmp_path: Path) -> None:
     waited = changed(1, epochs=10, seconds=61.0, epoch_seconds=4.0)
     said = text(write(tmp_path, changed(0, epochs=10, seconds=59.0, epoch_seconds=4.0), waited))

@@ -51,7 +51,9 @@ def _main(
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; examples/demo.toml is one.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A TOML file, as docs/train.md says; examples/demo.toml is one.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results; made if missing. Default: runs/<name of CONFIG>."),
@@ -87,7 +89,7 @@ def train(
       2    a mistake in arguments, configuration, data or folder
       130  interrupted
     """
-    with errors():
+    with errors(resumes=True, fresh=fresh):
         compute_with(threads)
         folder = out if out is not None else Path("runs", config.stem)
         described = tabular.experiment(read_config(config))
@@ -160,11 +162,11 @@ def calibrate(
     """Measure what the CPU's backends cost on this machine, for every later choice between them.
 
     Which of the C++ operators and torch's dense ones is faster for a call
-    depends on the processor. The package comes with the costs of one; this
-    measures those of another, in minutes. Leave the machine alone meanwhile.
-    `rsn2_kernels.explain` says which costs it went by. Another choice has
-    other last bits: do not calibrate between the halves of a run that is to
-    be resumed bit by bit.
+    depends on the processor. The package comes with the costs of AMD's
+    families 25 and 26; this measures those of yours, in minutes. Leave the
+    machine alone meanwhile. `rsn2_kernels.explain` says which costs it went
+    by. Another choice has other last bits: do not calibrate between the
+    halves of a run that is to be resumed bit by bit.
 
     \b
     Written:

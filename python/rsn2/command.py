@@ -35,12 +35,22 @@ _USER_ERRORS = (
     extras.MissingPackageError,
 )
 
+
+def _usable(device: str) -> str:
+    """The device, once a number came back from it."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0]) from error
+    return device
+
+
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder with the data, as docs/data.md says. Default: ask the Hugging Face hub."),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Few samples and epochs: does all work?")]
-Device = Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.", callback=_usable)]
 Epochs = Annotated[int, typer.Option(min=1, help="At most, of each training.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="At most, of each training part. Default: all.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs, a folder for each; made if missing.")]
@@ -52,16 +62,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """One line on standard error and an exit code, where the library raises."""
+def errors(*, resumes: bool = False, fresh: bool = False) -> Iterator[None]:
+    """One line on standard error and an exit code, where the library raises.
+
+    Args:
+        resumes: whether the command, given again, goes on where it was interrupted.
+        fresh: whether it was given with --fresh, which would begin anew.
+    """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read has enough: typer ends quietly
     except AuditError as error:
         code, text = 1, f"audit failed: {error}"
     except _USER_ERRORS as error:
         code, text = 2, f"error: {_words(error)}"
     except KeyboardInterrupt:
-        code, text = 130, "interrupted: the same command goes on from here"
+        on = f": the same command{' without --fresh' * fresh} goes on from here" if resumes else ""
+        code, text = 130, f"interrupted{on}"
     else:
         return
     print(" ".join(text.split()), file=sys.stderr)
@@ -70,7 +89,7 @@ def errors() -> Iterator[None]:
 
 def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return str(error)
 
 

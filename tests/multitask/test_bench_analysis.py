@@ -1,7 +1,9 @@
 """What is made of measurements: regressions, the choice of backends, peaks and bounds, exponents."""
 
+import importlib
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +129,14 @@ def test_a_bound_is_what_must_be_moved_or_multiplied() -> None:
     dense, ours = rows([found], PEAKS)
     assert (dense.bound_by, dense.bound_seconds, dense.fraction) == ("memory", 1.0, 1.0)
     assert (ours.bound_by, ours.bound_seconds, ours.fraction) == ("arithmetic", 0.2, 0.4)
+
+
+def test_a_call_timed_once_is_shown_over_the_median_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    operators = importlib.import_module("operators")
+    record = {
+        "baseline": "dense",
+        "seconds": {"dense": [8.0] * 3, "rsn2": [1.0, 2.0, 10.0]},
+        "slow": {"torch CSR": 80.0},
+    }
+    assert list(operators._speeds(record)) == ["4.00", "", "", "about 40"]

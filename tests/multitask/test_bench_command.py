@@ -40,10 +40,37 @@ def test_the_command_measures_compares_and_says_what_is_wrong(tmp_path: Path, mo
         (["--quick", "--only", "nothing"], "no case's name holds 'nothing'"),
         (["--with", old], "--with: expected --compare"),
         (["--compare", str(tmp_path / "none.json")], "none.json"),
-        (["--device", "nowhere"], "--device: "),
+        (["--device", "nowhere"], "Invalid value for '--device'"),
+        (["--device", "meta"], "Invalid value for '--device'"),
     ):
         done = runner.invoke(app, arguments)
         assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_a_finished_run_of_other_settings_is_not_replaced_unless_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "quick", lambda: [case for case in TINY if case.op in ("conv2d", "memory")])
+    words = ["--quick", "--out", str(tmp_path), "--seconds", "0", "--quiet"]
+    runner = CliRunner()
+    assert runner.invoke(app, words).exit_code == 0
+    assert runner.invoke(app, words).exit_code == 0
+    written, pictures = (tmp_path / FILE).read_bytes(), {path.name for path in tmp_path.glob("*.png")}
+    done = runner.invoke(app, [*words, "--only", "conv2d"])
+    assert done.exit_code == 2 and f"{tmp_path / FILE}: a finished run with other settings (only '')" in done.output
+    assert (tmp_path / FILE).read_bytes() == written
+    assert runner.invoke(app, [*words, "--only", "conv2d", "--fresh"]).exit_code == 0
+    assert {path.name for path in tmp_path.glob("*.png")} < pictures, "pictures of other cases are gone"
+
+
+def test_interrupted_says_without_what_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupt)
+    for more, said in (([], "the same command goes"), (["--fresh"], "the same command without --fresh goes")):
+        done = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), *more])
+        assert (done.exit_code, done.stderr) == (130, f"interrupted: {said} on from here\n")
 
 
 @pytest.mark.parametrize(

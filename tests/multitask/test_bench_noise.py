@@ -89,6 +89,9 @@ def test_the_interval_is_that_of_a_binomial_distribution() -> None:
     found = noise.ratio([float(number) for number in range(1, 12)], [1.0] * 11)
     assert (found.low, found.value, found.high) == (2.0, 6.0, 10.0)
     assert noise.ratio([3.0, 1.0, 2.0], [1.0] * 3) == noise.Ratio(2.0, 1.0, 3.0)
+    # Nine are the first of which the outermost do not count.
+    for count, low in ((8, 1.0), (9, 2.0)):
+        assert noise.ratio([float(number) for number in range(1, count + 1)], [1.0] * count).low == low
     with pytest.raises(ValueError, match="as many of both"):
         noise.ratio([1.0], [])
 

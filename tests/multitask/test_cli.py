@@ -1,6 +1,7 @@
 """The command line: what each command writes and prints, and how it fails."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -207,6 +208,7 @@ def test_train_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             r"audit failed: 3 values .* training",
         ),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device"),
     ],
 )
 def test_train_tells_failures_apart_by_exit_code(
@@ -217,6 +219,21 @@ def test_train_tells_failures_apart_by_exit_code(
 
     monkeypatch.setattr(runner, "run", run)
     assert_one_line(call("train", write_data(tmp_path)), code, pattern)
+
+
+def test_interrupted_says_how_to_go_on_where_something_was_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((runner, "run"), (cli, "describe"), (tabular, "predict_csv"), (cli, "measure_costs")):
+        monkeypatch.setattr(module, name, interrupt)
+    goes_on = "interrupted: the same command without --fresh goes on from here"
+    assert_one_line(call("train", write_data(tmp_path), "--fresh"), 130, goes_on)
+    assert_one_line(call("report", checkpoint), 130, "interrupted")
+    assert_one_line(call("predict", checkpoint, "--task", "a", "--input", "b"), 130, "interrupted")
+    assert_one_line(call("calibrate", "--out", tmp_path / "costs.json"), 130, "interrupted")
 
 
 # report
@@ -264,6 +281,21 @@ def test_predict_answers_in_the_units_of_the_target(checkpoint: Path, tmp_path: 
     header, *answers = out.read_text().splitlines()
     assert header == "prediction"
     assert [float(answer) for answer in answers] == pytest.approx([90, 110], abs=5)
+
+
+def test_a_reader_that_has_enough_is_no_error(checkpoint: Path, tmp_path: Path) -> None:
+    for count in (1, 50_000):  # held back until the end, and not
+        file = write_csv(tmp_path / "rows.csv", ["a", "b"], [[0.3, 0.9]] * count)
+        command = [sys.executable, "-m", "rsn2", "predict", checkpoint, "--task", "shapes", "--input", file]
+        with subprocess.Popen(
+            [str(word) for word in command],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
 
 
 def test_predict_of_no_rows_is_no_answers(checkpoint: Path, tmp_path: Path) -> None:
@@ -314,6 +346,26 @@ def test_predict_refuses_a_checkpoint_without_data_description(checkpoint: Path,
     rsn2.save(model, tmp_path / "net.safetensors")
     result = call("predict", tmp_path / "net.safetensors", "--task", "a", "--input", tmp_path / "rows.csv")
     assert_one_line(result, 2, "error: checkpoint: expected one of `rsn2 train`.*")
+
+
+# The page on tables
+
+
+def test_the_example_of_the_page_on_tables_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/train.md").read_text()
+    (config,), (rows,) = (re.findall(f"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("toml", "csv"))
+    commands = re.findall(r"^rsn2 (.*)$", page, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    Path("trees.toml").write_text(config)
+    leaves = [line.split(",") for line in rows.splitlines()]
+    write_csv(Path("leaves.csv"), leaves[0], leaves[1:] * 15)
+    write_csv(Path("heights.csv"), ["age", "metres"], [[age, 2 + age / 3] for age in range(60)])
+    write_csv(Path("new.csv"), leaves[0][:-1], [row[:-1] for row in leaves[1:]])
+    for command in commands:
+        done = call(*command.split())
+        assert done.exit_code == 0, done.output
+    assert done.output.split() == ["prediction", *(row[-1] for row in leaves[1:])]
+    assert [command.split()[0] for command in commands] == ["train", "report", "predict"]
 
 
 # help and version

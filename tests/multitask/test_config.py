@@ -9,7 +9,8 @@ import torch
 
 from csv_runs import EXAMPLES
 from rsn2.experiments import tabular
-from rsn2.experiments.config import ConfigError, read_config
+from rsn2.experiments.config import _ALLOCATION, _NETWORK, _TASK, _TRAINING, Config, ConfigError, read_config
+from rsn2.experiments.settings import Allocation, Training
 from rsn2.experiments.tables import Scaling, load_split
 
 
@@ -67,6 +68,17 @@ def test_a_mistake_in_the_configuration_is_named(config: Path, old: str, new: st
     assert str(error.value).startswith(str(config))
 
 
+def test_the_page_on_tables_has_every_key_and_what_it_is_by_itself() -> None:
+    page = (EXAMPLES.parent / "docs/train.md").read_text()
+    rows = [line.removeprefix("| `").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    shown = {row[0].rstrip("`"): row[-1].strip(' `|"') for row in rows}
+    assert {*shown} == {*_NETWORK, *_TRAINING, *_ALLOCATION, *_TASK, "target"}
+    for settings in (Training(), Allocation(), Config()):
+        for key, value in dataclasses.asdict(settings).items():
+            if key in shown and value is not None:
+                assert shown[key] == str(list(value) if key == "hidden" else value).lower().removesuffix(".0"), key
+
+
 def test_a_configuration_without_tasks_is_refused(config: Path) -> None:
     config.write_text("")
     with pytest.raises(ConfigError, match=r"at least one \[\[tasks\]\]"):
@@ -100,6 +112,15 @@ def test_a_configuration_without_tasks_is_refused(config: Path) -> None:
         ),
         ("shapes.csv", "a,shape\n1,flat\n2,flat\n", "task 'shapes' target: .* one class, 'flat'"),
         ("shapes.csv", "a,shape\n1,flat\n2,round\n", "task 'shapes' data: 2 samples cannot be split"),
+        ("shapes.csv", "a,shape\n1,flat\n2, \n3,round\n", r"shapes\.csv: line 3, column 'shape': expected a class"),
+        ("shapes.csv", 'a,shape\n1,"two\nlines"\nx,flat\n', "line 4, column 'a': expected a number. Got 'x'"),
+        ("shapes.csv", "a,shape\n" + "1,flat\n2,round\n" * 9 + "3,odd\n", "19 samples .* there is one of 'odd'"),
+        (
+            "shapes.csv",
+            "a,shape\n" + "".join(f"1,{number / 7}\n" for number in range(100)),
+            r"^.{,100} cannot be split: .* there is one of '0\.0', .{,120} and 95 more\.$",
+        ),
+        ("sizes.csv", "width,k,size\n1_000,2,3\n", "line 2, column 'width': expected a number. Got '1_000'"),
     ],
 )
 def test_a_mistake_in_a_csv_file_is_named(config: Path, file: str, content: str, message: str) -> None:
@@ -110,7 +131,7 @@ def test_a_mistake_in_a_csv_file_is_named(config: Path, file: str, content: str,
 
 def test_the_split_is_fixed_stratified_and_of_the_standard_shares() -> None:
     wine = next(task for task in read_config(EXAMPLES / "demo.toml").tasks if task.name == "wine")
-    split, again = load_split(wine), load_split(wine)
+    split, again = load_split(wine, EXAMPLES), load_split(wine, EXAMPLES)
     assert [len(part[0]) for part in (split.train, split.val, split.test)] == [105, 19, 54]
     assert all(torch.equal(*pair) for pair in zip(split.test, again.test, strict=True))
     shares = [torch.bincount(part[1]) / len(part[1]) for part in (split.train, split.val, split.test)]
@@ -118,7 +139,7 @@ def test_the_split_is_fixed_stratified_and_of_the_standard_shares() -> None:
 
 
 def test_features_and_targets_are_standardised_by_the_samples_trained_on(config: Path) -> None:
-    split = load_split(read_config(config).tasks[1])
+    split = load_split(read_config(config).tasks[1], config.parent)
     x, target = split.train
     assert split.scaling.features == ("width", "k")
     torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
@@ -128,8 +149,33 @@ def test_features_and_targets_are_standardised_by_the_samples_trained_on(config:
     assert Scaling.from_json(json.loads(json.dumps(split.scaling.to_json()))) == split.scaling
 
 
+@pytest.mark.parametrize("constant", [0.1, 1e30, -7.0])
+def test_a_constant_keeps_its_scale_however_its_mean_is_rounded(config: Path, constant: float) -> None:
+    rows = "".join(f"{number},{constant},{constant}\n" for number in range(100))
+    (config.parent / "sizes.csv").write_text(f"width,k,size\n{rows}")
+    scaling = load_split(read_config(config).tasks[1], config.parent).scaling
+    assert scaling.scale[scaling.features.index("k")] == scaling.target_scale == 1.0
+
+
+def test_blanks_around_fields_and_empty_lines_at_the_end_do_not_count(config: Path) -> None:
+    task = read_config(config).tasks[0]
+    plain = load_split(task, config.parent)
+    file = config.parent / "shapes.csv"
+    file.write_text(file.read_text().replace(",", " ,  ") + "\n\n")
+    spaced = load_split(task, config.parent)
+    assert spaced.scaling == plain.scaling and torch.equal(spaced.train[1], plain.train[1])
+
+
+def test_settings_and_metadata_hold_no_folder_so_that_a_project_can_be_moved(config: Path, tmp_path: Path) -> None:
+    made = tabular.experiment(read_config(config))
+    assert str(tmp_path) not in json.dumps([made.described(), made.metadata])
+    assert [task["data"] for task in made.settings["tasks"]] == ["shapes.csv", "sizes.csv"]
+    moved = config.parent.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    assert tabular.experiment(read_config(moved / config.name)).described() == made.described()
+
+
 def test_mse_is_in_the_units_of_the_target(config: Path) -> None:
     problem = tabular.experiment(read_config(config)).controls["sizes"].problem
-    scaling = load_split(read_config(config).tasks[1]).scaling
+    scaling = load_split(read_config(config).tasks[1], config.parent).scaling
     off_by_three = problem.test[1] + 3 / scaling.target_scale
     assert problem.score(off_by_three, problem.test[1]) == pytest.approx(9, rel=1e-4)

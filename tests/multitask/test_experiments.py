@@ -28,7 +28,7 @@ from rsn2.experiments.config import read_config
 from rsn2.experiments.experiment import Experiment
 from rsn2.experiments.folder import RunError
 from rsn2.experiments.reload import AuditError
-from rsn2.experiments.settings import Allocation
+from rsn2.experiments.settings import Allocation, Training
 from rsn2.tasks import multitask_layers
 from rsn2.training import History, fit_together, predict
 
@@ -93,6 +93,30 @@ def test_the_checkpoint_is_finalized_and_holds_what_prediction_needs(finished: P
     layers = multitask_layers(rsn2.load(checkpoint, tabular.rebuild(metadata)))
     assert all(layer.pool is None for layer in layers.values())
     assert layers["hidden.0"].owners.count(0) == round(0.3 * 24 * 24)
+
+
+def test_sizes_with_an_optimizer_are_of_what_it_keeps(finished: Path) -> None:
+    checkpoint = finished / "run" / "net.safetensors"
+    model = rsn2.load(checkpoint, tabular.rebuild(read_metadata(checkpoint)))
+    size = json.loads((finished / "run" / "report.json").read_text())["bytes"]
+    # SGD with momentum: one copy.
+    kept = sum(parameter.nbytes for parameter in rsn2.parameters(model, ["shapes", "sizes"]))
+    assert size["network"]["with_optimizer"] - size["network"]["weights"] == kept
+    assert 0 < size["controls"]["with_optimizer"] - size["controls"]["weights"] < size["controls"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("training", "copies"),
+    [(Training(), 2), (Training("adamw"), 2), (Training("sgd"), 0), (Training("sgd", momentum=0.9), 1)],
+)
+def test_moments_are_the_copies_that_the_optimizer_keeps(training: Training, copies: int) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = training.make_optimizer([parameter])
+    optimizer.step()
+    state = optimizer.state_dict()["state"].get(0, {})
+    kept = [each for each in state.values() if isinstance(each, Tensor) and each.shape == parameter.shape]
+    assert len(kept) == training.moments == copies
 
 
 def test_a_control_starts_from_the_same_weights(config: Path) -> None:
@@ -188,15 +212,19 @@ def test_what_cannot_be_allocated_is_refused_before_any_training(
     ]
     with pytest.raises(rsn2.AllocationError, match="granularity" if how.granularity else "density"):
         runner.run(dataclasses.replace(made, stages=full, allocation=how), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_none_leaves_no_run(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="foo"):
+        runner.run(tabular.experiment(read_config(config)), tmp_path / "run", device="foo")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_other_data_is_refused(finished: Path, config: Path) -> None:
     def experiment() -> Experiment:
-        made = tabular.experiment(read_config(config))
-        # The configuration is the same but for the folder, which has no part in this test.
-        return dataclasses.replace(made, settings={**theirs, "data": made.settings["data"]})
+        return tabular.experiment(read_config(config))
 
-    theirs = tabular.experiment(read_config(finished / "config.toml")).settings
     report = (finished / "run" / "report.json").read_bytes()
     assert runner.run(experiment(), finished / "run") == json.loads(report)  # the same bytes elsewhere are the same
     sizes = config.parent / "sizes.csv"
@@ -219,9 +247,10 @@ def test_the_audit_notices_one_changed_value(config: Path, monkeypatch: pytest.M
         return history
 
     monkeypatch.setattr(runner, "fit_together", forgetful)
-    with pytest.raises(AuditError, match="1 values of task 'shapes' changed"):
+    with pytest.raises(AuditError, match="1 values of task 'shapes' changed") as error:
         runner.run(tabular.experiment(read_config(config)), config.parent / "run", controls=False)
     report = json.loads((config.parent / "run" / "report.json").read_text())
+    assert json.loads(json.dumps(error.value.report)) == report
     assert [task["values_changed"] for task in report["tasks"]] == [1, 0]
 
 

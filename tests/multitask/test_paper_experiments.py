@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import rsn2
 from rsn2.checkpoint import read_metadata
 from rsn2.cli import app
-from rsn2.experiments import paper, runner
+from rsn2.experiments import page, paper, reload, runner
 from rsn2.experiments.data import Source, load
 from rsn2.experiments.experiment import Problem
 from rsn2.experiments.paper import Options, experiment3, problems
@@ -322,15 +322,69 @@ def test_the_command_runs_two_seeds_and_goes_on(source: Source, tmp_path: Path) 
     assert one["losses"] != two["losses"]
 
 
+def asked(source: Source, folder: Path, *more: str) -> Result:
+    """`rsn2 experiment 2` for an epoch, its results in ``folder / "results"``."""
+    arguments = ["experiment", "2", "--data-dir", str(source.folder), "--accept-unknown", "--epochs", "1"]
+    arguments += ["--out", str(folder / "runs"), "--results", str(folder / "results"), *more]
+    return CliRunner().invoke(app, arguments)
+
+
+def test_a_results_file_of_other_settings_is_replaced_by_a_fresh_run_alone(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "results" / "experiment-2-seed-0.json"
+    assert asked(source, tmp_path).exit_code == 0
+    assert asked(source, tmp_path).exit_code == 0
+    written = file.read_bytes()
+    for name, change, said in (
+        ("density", ("--density", "0.3"), "options, there and here: density None and 0.3"),
+        ("optimizer", ("--optimizer", "sgd"), "training, there and here: mnist optimizer 'adam' and 'sgd'"),
+    ):
+        done = asked(source, tmp_path, *change, "--out", str(tmp_path / name))
+        assert done.exit_code == 2 and f"{file} holds a run with other settings ({said}" in done.output, done.output
+        assert not (tmp_path / name / "experiment-2-seed-0").exists()
+    assert asked(source, tmp_path, "--density", "0.6", "--fresh").exit_code == 2  # no room
+    assert file.read_bytes() == written
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "fit_together", interrupted)
+        done = asked(source, tmp_path, "--density", "0.3", "--fresh")
+    assert (done.exit_code, done.stderr) == (130, "interrupted: the same command without --fresh goes on from here\n")
+    assert asked(source, tmp_path, "--density", "0.3").exit_code == 0
+    assert json.loads(file.read_text())["options"]["density"] == 0.3
+    file.write_text("{}")
+    assert "no results file of `rsn2 experiment`" in asked(source, tmp_path).output
+
+
+def test_a_mistake_in_the_arguments_leaves_the_folder_free(source: Source, tmp_path: Path) -> None:
+    for mistake in (("--density", "0.6"), ("--device", "foo"), ("--device", "meta")):
+        assert asked(source, tmp_path, *mistake).exit_code == 2
+        assert not (tmp_path / "runs" / "experiment-2-seed-0").exists()
+
+
+def test_a_run_that_fails_its_audit_is_a_result_and_other_seeds_run(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "predict_elsewhere", lambda *_: {})
+    done = asked(source, tmp_path, "--seeds", "2")
+    assert done.exit_code == 1 and done.stderr.count("answers differently in a new process") == 2
+    files = sorted((tmp_path / "results").iterdir())
+    assert [json.loads(file.read_text())["reload_bitwise_equal"] for file in files] == [False, False]
+    assert "**In 2 runs (seed 0, 1) the saved network answered otherwise" in page.render(tmp_path / "results")
+
+
 def test_data_that_is_not_there_is_a_message(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["experiment", "4", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")])
     assert shown.exit_code == 2
     assert "boston" in shown.output or "mnist" in shown.output
 
 
-def test_losses_and_scores_go_to_tensorboard(source: Source, tmp_path: Path) -> None:
+def test_losses_and_scores_go_to_tensorboard_of_a_finished_run_too(source: Source, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     accumulators: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    paper.run(2, Options(epochs=2), source, tmp_path / "run")
     result = paper.run(2, Options(epochs=2), source, tmp_path / "run", tensorboard=True)
     events = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

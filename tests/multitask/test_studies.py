@@ -108,6 +108,36 @@ def test_equal_tasks_are_trained_in_turn_for_each_way_to_choose_weights(source: 
         assert f"| {run['form']} | {scores} | 0 |" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["allocation", "--density", "0.3"], "--density"),
+        (["allocation", "--experiment", "1"], "--experiment"),
+        (["tasks", "--experiment", "2"], "--experiment"),
+        (["tasks", "--device", "foo"], "--device"),
+    ],
+)
+def test_options_that_do_nothing_in_a_study_are_refused(words: list[str], option: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["study", *words, "--out", str(tmp_path / "runs")])
+    assert done.exit_code == 2 and f"Invalid value for {option}" in done.output.replace("'", ""), done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fresh_study_trains_anew(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was trained")
+
+    def study(fresh: bool = False) -> None:
+        folders = (tmp_path / "runs", tmp_path / "results")
+        studies.sparsity(2, [Options(epochs=1)], source, *folders, densities=(0.3,), blocks=(), fresh=fresh)
+
+    study()
+    monkeypatch.setattr(paper.runner, "fit_together", never)
+    study()
+    with pytest.raises(AssertionError, match="something was trained"):
+        study(fresh=True)
+
+
 def test_held_counts_up_to_the_first_that_falls() -> None:
     assert studies.held([0.97, 0.96, 0.951, 0.94, 0.97]) == 3
     assert studies.held([0.9, 0.95, 0.96]) == 3

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +13,7 @@ from rsn2.bench import cases, plots, report
 from rsn2.bench.compare import compare
 from rsn2.bench.measure import Settings
 from rsn2.bench.results import FILE, BenchError, Results, run
-from rsn2.command import errors
+from rsn2.command import Device, errors
 
 _QUICK = {"seconds": 0.06, "rounds": 9, "limit": 0.5, "patience": 0.3, "further": 10}
 
@@ -29,7 +28,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; made if missing. Default: runs/bench[-quick].")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where it computes, such as cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     only: Annotated[str, typer.Option(metavar="TEXT", help="Cases whose name holds this, such as 'conv2d'.")] = "",
     seconds: Annotated[float | None, typer.Option(min=0, help=f"For each call. {_default('seconds')}")] = None,
@@ -45,7 +44,7 @@ def bench(
     new: Annotated[
         Path | None, typer.Option("--with", metavar="NEW", help="Compare OLD with this bench.json; measure nothing.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an interrupted run in the folder.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs in the folder, finished or not.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the verdict and errors.")] = False,
 ) -> None:
     """Measure operators, layers and networks against dense and sparse alternatives, each beside its bound.
@@ -72,10 +71,10 @@ def bench(
            slower or larger
       2    a mistake in arguments, files or folder
       3    --compare: too noisy to judge, or nothing to compare
-      130  interrupted: the same command goes on from there
+      130  interrupted: the same command goes on from there, without --fresh
     """
     console = Console(quiet=quiet, width=None if sys.stdout.isatty() else 190)
-    with errors():
+    with errors(resumes=new is None, fresh=fresh):
         if new is not None and old is None:
             raise BenchError("--with: expected --compare beside it.")
         before = Results.read(old) if old is not None else None
@@ -106,11 +105,6 @@ def bench(
 
 def _measured(settings: Settings, folder: Path, fresh: bool, console: Console) -> Results:
     """Run, write, show."""
-    try:
-        where = torch.device(settings.device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise BenchError(f"--device: {str(error).splitlines()[0]}") from error
     grid = cases.quick() if settings.grid == "quick" else cases.full()
     grid = [case for case in grid if settings.only in case.key]
     if not grid:

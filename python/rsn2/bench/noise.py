@@ -84,8 +84,8 @@ def ratio(slower: Sequence[float], faster: Sequence[float], passes: Sequence[int
 
     A machine is slow for seconds, and not for all calls alike: the rounds of one pass are off together, and only
     passes, with others between, tell of it. The interval lies between two of their sorted ratios and assumes no
-    distribution: a median is between them unless a fair coin falls almost always on one side. With fewer than six
-    passes it is all of them, and of five the median is between them with a probability of 94 %, of three 75 %.
+    distribution: a median is between them unless a fair coin falls almost always on one side. With fewer than nine
+    passes they are the outermost, and of five the median is between them with a probability of 94 %, of three 75 %.
 
     Args:
         slower, faster: a sample per round, of two calls.

@@ -37,7 +37,7 @@ _SMALLEST, _STEP = 3.5, 1.3
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write a PNG for everything that the run has figures for.
+    """Write a PNG for everything that the run has figures for; pictures of an earlier run are removed.
 
     Returns:
         The files.
@@ -71,6 +71,8 @@ def write(results: Results, folder: Path) -> list[Path]:
         ("memory.png", memory, tasks),
         ("growth.png", grown, lambda of: growth(of, [case for case in cases if case.axis], doubt)),
     ]
+    for name, *_ in pictures:
+        (folder / name).unlink(missing_ok=True)
     written = []
     for name, of, draw in pictures:
         if of:

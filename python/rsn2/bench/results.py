@@ -130,18 +130,22 @@ def run(
         cases: what to measure.
         settings: how; torch has that number of threads from here on, and the C library keeps what tensors free.
         folder: made if missing. What an interrupted run left there is kept and not measured again.
-        fresh: measure it again all the same.
+        fresh: remove a run that is there, finished or not, and measure all.
         tell: hears, before each case, its key, its number from 0 on, and how many there are.
 
     Raises:
-        BenchError: if the folder holds an unfinished run with other settings, of another commit or machine.
+        BenchError: if the folder holds a finished run with other settings, or an unfinished one with other settings, of
+            another commit or machine.
     """
     torch.set_num_threads(settings.threads)
     machine.keep_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / UNFINISHED
+    path, finished = folder / UNFINISHED, folder / FILE
     if fresh:
-        path.unlink(missing_ok=True)
+        for each in (path, finished):
+            each.unlink(missing_ok=True)
+    if finished.exists():
+        _check_replaceable(finished, settings)
     about = {"machine": machine.facts(settings.device), "commit": machine.commit(), "settings": asdict(settings)}
     results = _resumed(path, about) if path.exists() else Results(about)
     todo = list(cases)
@@ -177,7 +181,7 @@ def run(
                         add_peaks()
         add_peaks()
     results.about["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    results.write(folder / FILE)
+    results.write(finished)
     path.unlink()
     return results
 
@@ -205,6 +209,20 @@ def _checked(found: Any, *needed: str) -> Record:
     Case.from_dict(found["case"])
     known: Record = found
     return known
+
+
+def _check_replaceable(path: Path, settings: Settings) -> None:
+    """Whether a finished run is one with these settings.
+
+    Raises:
+        BenchError: if it is not, or the file is none of a run.
+    """
+    known = asdict(Settings()) | Results.read(path).about.get("settings", {})
+    if other := [f"{name} {known[name]!r}" for name, value in asdict(settings).items() if known[name] != value]:
+        raise BenchError(
+            f"{path}: a finished run with other settings ({', '.join(other)}). Give another folder with --out, or "
+            f"replace it with --fresh."
+        )
 
 
 def _resumed(path: Path, about: dict[str, Any]) -> Results:

@@ -23,6 +23,7 @@ from rsn2.command import (
 from rsn2.experiments import paper, summary
 from rsn2.experiments.data import Source
 from rsn2.experiments.paper import studies
+from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import OptimizerName, Precision
 
 
@@ -63,7 +64,7 @@ def experiment(
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Remove earlier runs first; controls stay in OUT/controls."),
+        typer.Option("--fresh", help="Remove earlier runs and results first; controls stay in OUT/controls."),
     ] = False,
     threads: Threads = 1,
     quiet: Quiet = False,
@@ -86,6 +87,7 @@ def experiment(
       RESULTS/experiment-N-seed-S.json    figures beside the paper's, and how they came
       OUT/experiment-N-seed-S/            network, pictures, report, and what an interrupted run needs
       OUT/controls/                       controls, trained once for all experiments
+      OUT/data/                           data as read: decoded images, word numbers, splits
 
     \b
     Exit codes:
@@ -94,10 +96,11 @@ def experiment(
       2    a mistake in arguments, data or folder
       130  interrupted
     """
-    with errors():
+    with errors(resumes=True, fresh=fresh):
         compute_with(threads)
         console = None if quiet else Console()
         source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
+        broken: list[AuditError] = []
         for each in range(seed, seed + seeds):
             options = paper.Options(
                 seed=each,
@@ -117,26 +120,36 @@ def experiment(
             folder = out / (f"quick-{name}" if quick else name)
             place = results if results is not None else (folder if quick else Path("results"))
             file = place / f"{name}.json"
-            result = paper.run(
-                number,
-                options.as_quick() if quick else options,
-                source,
-                folder,
-                result=file,
-                fresh=fresh,
-                device=device,
-                tensorboard=tensorboard,
-                console=console,
-            )
+            try:
+                result = paper.run(
+                    number,
+                    options.as_quick() if quick else options,
+                    source,
+                    folder,
+                    result=file,
+                    fresh=fresh,
+                    device=device,
+                    tensorboard=tensorboard,
+                    console=console,
+                )
+            except AuditError as error:  # of one seed: the others run, too
+                broken.append(error)
+                continue
             if console is not None:
                 summary.show_rows(result, (file, folder), console)
+        if broken:
+            raise AuditError("; ".join(map(str, broken)))
 
 
 def study(
     question: Annotated[Literal["sparsity", "tasks", "allocation"], typer.Argument(help="What is studied.")],
     data_dir: DataDir = None,
-    number: Annotated[int, typer.Option("--experiment", min=1, max=6, help="Whose tasks: of sparsity.")] = 2,
-    density: Annotated[list[float] | None, typer.Option(min=0.001, max=1, help="Of each task; repeat it.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--experiment", min=1, max=6, help="Whose tasks: of sparsity. Default: 2.")
+    ] = None,
+    density: Annotated[
+        list[float] | None, typer.Option(min=0.001, max=1, help="Of each task, but of allocation; repeat it.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each kind.")] = 1,
     quick: Quick = False,
     device: Device = "cpu",
@@ -147,6 +160,9 @@ def study(
         Path | None, typer.Option(help="Folder of the results. Default: results; with --quick runs.")
     ] = None,
     accept_unknown: AcceptUnknown = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove earlier runs first; controls stay in OUT/controls.")
+    ] = False,
     threads: Threads = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -162,26 +178,31 @@ def study(
     \b
     Written:
       RESULTS/study-sparsity-experiment-N.json, study-tasks.json or study-allocation.json, and a .png beside it
-      OUT/        a folder for each run, with what an interrupted one needs
+      OUT/        a folder for each run, with what an interrupted one needs; controls/ and data/ as of experiment
 
     \b
     Exit codes: as of rsn2 experiment
     """
-    with errors():
+    if number is not None and question != "sparsity":
+        raise typer.BadParameter(f"{question} has tasks of its own.", param_hint="--experiment")
+    if density and question == "allocation":
+        raise typer.BadParameter(f"all tasks of allocation have {studies.COPY_DENSITY:g}.", param_hint="--density")
+    with errors(resumes=True, fresh=fresh):
         compute_with(threads)
         console = None if quiet else Console()
         source = Source(data_dir, accept_unknown=accept_unknown, cache=out / "data")
         options = [paper.Options(seed=each, epochs=epochs, samples=samples) for each in range(seeds)]
         runs, options = (out / "quick", [each.as_quick() for each in options]) if quick else (out, options)
         place = results if results is not None else (runs if quick else Path("results"))
+        where = (options, source, runs, place)
         if question == "sparsity":
             densities = tuple(density) if density else studies.DENSITIES
             file = studies.sparsity(
-                number, options, source, runs, place, densities=densities, device=device, console=console
+                number or 2, *where, densities=densities, fresh=fresh, device=device, console=console
             )
         elif question == "allocation":
-            file = studies.allocation(options, source, runs, place, device=device, console=console)
+            file = studies.allocation(*where, fresh=fresh, device=device, console=console)
         else:
-            file = studies.tasks(density or [0.05], options, source, runs, place, device=device, console=console)
+            file = studies.tasks(density or [0.05], *where, fresh=fresh, device=device, console=console)
         if console is not None:
             console.print(f"written to {file} and {file.with_suffix('.png')}", highlight=False, soft_wrap=True)

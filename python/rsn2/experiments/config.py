@@ -28,7 +28,7 @@ class TaskConfig:
 
     Attributes:
         name: of the task.
-        data: "sklearn:<name>", or the path of a CSV file, relative to the configuration.
+        data: "sklearn:<name>", or the path of a CSV file, from the folder of the configuration.
         kind: "classification" or "regression".
         density: share of every shared layer that the task gets.
         target: column of the CSV file that is predicted; None for scikit-learn's sets.
@@ -52,16 +52,18 @@ class Config:
         training: defaults for all tasks; its seed also draws the initial weights.
         allocation: how the weights are chosen.
         tasks: in the order of their training.
+        folder: of the file; no part of the settings, so that a project can be moved.
     """
 
     hidden: tuple[int, ...] = (256, 256, 256)
     training: Training = field(default_factory=Training)
     allocation: Allocation = field(default_factory=Allocation)
     tasks: tuple[TaskConfig, ...] = ()
+    folder: Path = Path()
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
+        """The settings, as JSON can hold them."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 class _Rule(NamedTuple):
@@ -157,6 +159,7 @@ def read_config(path: Path) -> Config:
         training=_training(where, defaults),
         allocation=Allocation(**allocation),
         tasks=tuple(_task(path, number, table, defaults) for number, table in enumerate(tables, start=1)),
+        folder=path.parent,
     )
     names = [task.name for task in config.tasks]
     if len(set(names)) < len(names):
@@ -197,7 +200,7 @@ def _task(path: Path, number: int, table: Mapping[str, Any], defaults: Mapping[s
     own = {key: values[key] for key in _TRAINING if key in values}
     return TaskConfig(
         name=values["name"],
-        data=_data(path, where, values["data"], values.get("target")),
+        data=_data(where, values["data"], values.get("target")),
         kind=values["kind"],
         density=values["density"],
         target=values.get("target"),
@@ -205,8 +208,8 @@ def _task(path: Path, number: int, table: Mapping[str, Any], defaults: Mapping[s
     )
 
 
-def _data(path: Path, where: str, data: str, target: str | None) -> str:
-    """The data's name, with the path of a CSV file made independent of the current folder."""
+def _data(where: str, data: str, target: str | None) -> str:
+    """The data as written, once it goes with the target."""
     scheme, _, name = data.partition(":")
     if scheme == "sklearn":
         if name not in SKLEARN_SETS:
@@ -216,4 +219,4 @@ def _data(path: Path, where: str, data: str, target: str | None) -> str:
         return data
     if target is None:
         raise ConfigError(f"{where} target: missing; name the column of {data!r} to predict.")
-    return str((path.parent / data).resolve())
+    return data

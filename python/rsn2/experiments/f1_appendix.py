@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from rsn2 import markdown
+from rsn2.experiments.paper.kind import Result
 from rsn2.experiments.paper_tables import F1_CONTROL, F1_RSN2, F1Row
-from rsn2.experiments.results import Result
 
 # More columns than this are no table that one reads.
 _MOST_CLASSES = 10

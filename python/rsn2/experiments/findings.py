@@ -24,9 +24,6 @@ from rsn2.report import report
 from rsn2.tasks import finalize, slots_of
 from rsn2.training import History, predict
 
-ADAM_MOMENTS = 2
-"""Copies of each parameter that Adam keeps."""
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -46,7 +43,7 @@ class Trained:
         history: of the training.
         answers: to the test set.
         bits: all that the task answers with.
-        nbytes: of a control on disk: with its weights alone, and with Adam's two moments.
+        nbytes: of a control on disk: with its weights alone, and with what the optimizer keeps.
     """
 
     history: History
@@ -207,12 +204,19 @@ class Findings:
         ]
 
     def _bytes(self, checkpoint: Path) -> dict[str, dict[str, int]]:
-        """On disk: the network, and its controls together; with their weights alone, and with Adam's moments."""
+        """On disk: the network, and its controls together; with weights alone, and with what the optimizers keep."""
         weights = checkpoint.stat().st_size
-        moments = ADAM_MOMENTS * nbytes_of(parameters(self.model, [task.name for task in self.tasks]))
+        names: list[str] = []
+        moments: dict[nn.Parameter, int] = {}
+        for stage in self.stages:
+            names += [task.name for task in stage.tasks]
+            # Those of earlier stages are known, and parameters that tasks share count once.
+            for parameter in parameters(self.model, names):
+                moments.setdefault(parameter, stage.training.moments)
+        kept = sum(number * parameter.nbytes for parameter, number in moments.items())
         controls = [each.nbytes for each in self.dense.values()]
         return {
-            "network": {"weights": weights, "with_optimizer": weights + moments},
+            "network": {"weights": weights, "with_optimizer": weights + kept},
             "controls": {
                 "weights": sum(alone for alone, _ in controls),
                 "with_optimizer": sum(both for _, both in controls),

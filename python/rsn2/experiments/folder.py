@@ -19,19 +19,24 @@ class RunError(RuntimeError):
 class RunFolder:
     """The files of one run.
 
+    Args:
+        path: the folder.
+        outside: a file of the run that is elsewhere; None: there is none.
+
     Attributes:
         report: JSON, written at the end.
         checkpoint: the finished network.
         events: folder for TensorBoard.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, outside: Path | None = None):
         self.path = path
         self.report = path / "report.json"
         self.checkpoint = path / "net.safetensors"
         self.events = path / "tensorboard"
         self._state = path / "run.json"
         self._resume = path / "resume"
+        self._outside = [outside] if outside is not None else []
         self._settings: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._start = time.perf_counter()
@@ -49,7 +54,7 @@ class RunFolder:
         # As they come back from a file, so that the two compare.
         self._settings = json.loads(json.dumps(settings))
         if fresh:
-            for file in (self._state, self.report, self.checkpoint, *map(self.picture, PICTURES)):
+            for file in (self._state, self.report, self.checkpoint, *map(self.picture, PICTURES), *self._outside):
                 file.unlink(missing_ok=True)
             for each in (self._resume, self.events):
                 shutil.rmtree(each, ignore_errors=True)

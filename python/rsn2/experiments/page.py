@@ -11,8 +11,9 @@ from typing import Any
 
 from rsn2 import markdown
 from rsn2.experiments import f1_appendix, study_tables
+from rsn2.experiments.paper.kind import Result, training_of
 from rsn2.experiments.paper_tables import SIZES
-from rsn2.experiments.results import Result, average, load_results, training_of, values_of
+from rsn2.experiments.results import average, load_results, values_of
 from rsn2.experiments.wording import MSE_DECIMALS, as_in_paper, counted, digits, listed, share_of, spread
 
 FEW_SEEDS = 3
@@ -85,6 +86,11 @@ def _section(number: int, results: Sequence[Result]) -> str:
     lines += [_audit(results), *_sizes(number, results), _continual(results)]
     notes = dict.fromkeys(note for result in results for note in result["notes"])
     lines += [*notes, f"Allocation: {listed(first['allocation'])}.", *_training_lines(results), *_machines(places)]
+    if timed and all(_is_vague(result) for result in results):
+        lines.append(
+            "The results files have no medians and name no exact processor: seconds and ratio are of all epochs, and "
+            "the trainings may be from processors that differ."
+        )
     remark = _REMARKS.get(number)
     return "\n\n".join(
         [
@@ -247,6 +253,11 @@ def _machines(places: Mapping[str, Sequence[Result]]) -> list[str]:
                 f"median: seed{'s' if len(held) > 1 else ''} {', '.join(held)}."
             )
     return lines
+
+
+def _is_vague(result: Result) -> bool:
+    """Whether a file has neither a median of seconds nor the numbers that tell processors of one name apart."""
+    return ", family " not in result["machine"]["cpu"] and not any("epoch_seconds" in row for row in result["rows"])
 
 
 def _was_held_up(result: Result) -> bool:

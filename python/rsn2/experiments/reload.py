@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -24,7 +24,15 @@ from rsn2.training import predict
 
 
 class AuditError(RuntimeError):
-    """A finished run does not keep what it promises."""
+    """A finished run does not keep what it promises.
+
+    Attributes:
+        report: of the run; None if it came to none.
+    """
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.report = report
 
 
 def predict_elsewhere(

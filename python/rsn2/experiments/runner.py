@@ -21,7 +21,7 @@ from rsn2.convert import convert
 from rsn2.data import batches_of, nbytes_of
 from rsn2.experiments.audit import bits_of
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage
-from rsn2.experiments.findings import ADAM_MOMENTS, Answers, Findings, Trained, ask
+from rsn2.experiments.findings import Answers, Findings, Trained, ask
 from rsn2.experiments.folder import RunFolder
 from rsn2.experiments.reload import AuditError
 from rsn2.experiments.settings import Training, computed_in
@@ -39,6 +39,7 @@ def run(
     *,
     controls: bool = True,
     fresh: bool = False,
+    outside: Path | None = None,
     device: torch.device | str = "cpu",
     control_folder: Path | None = None,
     tensorboard: bool = False,
@@ -54,6 +55,7 @@ def run(
         path: the folder, made if missing.
         controls: train the dense controls too. An experiment whose stages follow from them has them in any case.
         fresh: remove an earlier run from the folder first.
+        outside: a file of its results that is elsewhere, for ``fresh`` to remove too.
         device: where networks are; data comes to them batch by batch.
         control_folder: where controls that have a file keep their training, made if missing; None: in the folder.
         tensorboard: write losses and scores to ``tensorboard/`` in the folder too, after each training.
@@ -63,26 +65,30 @@ def run(
         RunError: if the folder holds a run with other settings.
         AllocationError: before anything is trained, if a task would find no room, or not in the form asked for.
         AuditError: after the report is written, if a value of a finished task changed, or the saved network
-            answers differently in a new process.
+            answers differently in a new process; has the report.
         MissingPackageError: if matplotlib, scikit-learn, or the tensorboard that was asked for is not installed.
     """
     for package in ("matplotlib", "sklearn"):  # before the training, not after it
         extras.load(package)
-    folder = RunFolder(path)
+    # Settings that cannot run are not to be those of the folder.
+    device = torch.device(device)
+    _check_room(experiment)
+    folder = RunFolder(path, outside)
     folder.enter({**experiment.described(), "threads": torch.get_num_threads(), "device": str(device)}, fresh)
     controls = (controls or callable(experiment.stages)) and bool(experiment.controls)
     finished = folder.read_report()
-    if finished is not None and not _failures(finished) and not (controls and _lacks_controls(finished)):
+    if finished is not None and not (
+        _failures(finished) or (controls and _lacks_controls(finished)) or (tensorboard and not folder.events.exists())
+    ):
         tell(console, f"{path} holds this run, finished; --fresh runs it anew.")
         return finished
-    _check_room(experiment)
     board = Board(folder.events if tensorboard else None)
     with computed_in(experiment.precision, device):
         found = _train_all(experiment, folder, board, controls, control_folder, device, console)
         result = found.report(experiment, folder) | {"machine": facts(device), "seconds": folder.keep_time()}
     folder.write_report(result)
     if failures := _failures(result):
-        raise AuditError(f"{'; '.join(failures)}; see {folder.report}.")
+        raise AuditError(f"{'; '.join(failures)}; see {folder.report}.", result)
     return result
 
 
@@ -179,7 +185,7 @@ def _train_control(
     history = _fit(model, {control.task: control.problem}, control.training, resume, console)[control.task]
     own = own_tensors(model, control.task)
     on_disk = len(to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}))
-    moments = ADAM_MOMENTS * nbytes_of(parameters(model, control.task))
+    moments = control.training.moments * nbytes_of(parameters(model, control.task))
     return Trained(history, ask(model, control.task, control.problem), nbytes=(on_disk, on_disk + moments))
 
 

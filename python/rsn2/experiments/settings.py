@@ -64,6 +64,11 @@ class Training:
         return kinds[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
 
     @property
+    def moments(self) -> int:
+        """Copies of each parameter that the optimizer keeps: Adam's two moments, or SGD's momentum if it has one."""
+        return int(self.momentum > 0) if self.optimizer == "sgd" else 2
+
+    @property
     def scheduler(self) -> Callable[[torch.optim.Optimizer], ReduceLROnPlateau] | None:
         """What makes the scheduler of an optimizer; None where the learning rate stays."""
         if self.lr_patience is None:

@@ -1,9 +1,7 @@
 """Tables of numbers: read from scikit-learn or a CSV file, split in three, and standardised."""
 
-import csv
 import hashlib
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,13 +13,14 @@ from torch import Tensor
 
 from rsn2 import extras
 from rsn2.experiments.config import ConfigError, Kind, TaskConfig
-
-Numbers = npt.NDArray[np.float64]
+from rsn2.experiments.csv_file import CsvFile, Numbers
 
 TEST_SHARE = 0.30
 VALIDATION_SHARE = 0.15
 # Not the training seed: every run is scored on the same test samples.
 SPLIT_SEED = 0
+# Classes that a message lists.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,15 @@ class Scaling:
     @classmethod
     def of(cls, kind: Kind, table: Table, rows: npt.NDArray[np.int64]) -> Self:
         """The scaling by ``rows`` of a table. A constant column keeps its scale."""
-        x = table.x[rows]
+        mean, scale = _mean_and_scale(table.x[rows])
         target_mean, target_scale = 0.0, 1.0
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by name
-            mean, deviation = x.mean(axis=0), x.std(axis=0)
-            if table.classes is None:
-                target_mean = float(table.target[rows].mean())
-                target_scale = float(table.target[rows].std()) or 1.0
+        if table.classes is None:
+            target_mean, target_scale = (float(each) for each in _mean_and_scale(table.target[rows]))
         return cls(
             kind,
             table.features,
             tuple(mean.tolist()),
-            tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+            tuple(scale.tolist()),
             table.classes,
             target_mean,
             target_scale,
@@ -126,8 +122,12 @@ class Split:
     scaling: Scaling
 
 
-def load_split(task: TaskConfig) -> Split:
+def load_split(task: TaskConfig, folder: Path) -> Split:
     """Read a task's data and split it: 30 % test, 15 % of the rest validation, stratified by class.
+
+    Args:
+        task: whose data.
+        folder: that the path of a CSV file starts from.
 
     Raises:
         ConfigError: if the data is not as the task says, or too large for float32; names task, column and line.
@@ -138,7 +138,7 @@ def load_split(task: TaskConfig) -> Split:
         table = _from_sklearn(where, task.data.removeprefix("sklearn:"), task.kind)
     else:
         assert task.target is not None, "the configuration was checked"
-        table = _from_csv(where, Path(task.data), task.kind, task.target)
+        table = _from_csv(where, folder / task.data, task.kind, task.target)
     rest, test = _divide(where, np.arange(len(table.target)), table, TEST_SHARE)
     train, val = _divide(where, rest, table, VALIDATION_SHARE)
     scaling = Scaling.of(task.kind, table, train)
@@ -167,52 +167,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_rows(path: Path, content: bytes | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file.
-
-    Args:
-        path: where it is, or where ``content`` was read.
-        content: of the file; None: read it.
-
-    Raises:
-        ConfigError: if it has no header, a name twice, or a row of another length; names the line.
-        FileNotFoundError: if there is no such file.
-    """
-    try:
-        text = (path.read_bytes() if content is None else content).decode("utf-8-sig")
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a CSV file: {error}") from error
-    if not header:
-        raise ConfigError(f"{path}: expected a header with the names of the columns.")
-    if len(set(header)) < len(header):
-        twice = sorted({name for name in header if header.count(name) > 1})
-        raise ConfigError(f"{path}: columns {twice} appear more than once.")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ConfigError(f"{path}: line {line}: expected {len(header)} fields. Got {len(row)}.")
-    return header, rows
-
-
-def numbers(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], columns: Iterable[str]) -> Numbers:
-    """The named columns of a CSV file as ``[rows, columns]``.
-
-    Raises:
-        ConfigError: if a field is not a finite number; names column and line.
-    """
-    chosen = [(name, header.index(name)) for name in columns]
-    result = np.empty((len(rows), len(chosen)))
-    for number, row in enumerate(rows):
-        for place, (name, index) in enumerate(chosen):
-            try:
-                result[number, place] = float(row[index])
-            except ValueError:
-                result[number, place] = np.nan
-            if not np.isfinite(result[number, place]):
-                raise ConfigError(f"{path}: line {number + 2}, column {name!r}: expected a number. Got {row[index]!r}.")
-    return result
-
-
 def _check_scaled(where: str, unfit: Sequence[str]) -> None:
     if unfit:
         raise ConfigError(f"{where} data: values too large for float32 after scaling, in {', '.join(unfit)}.")
@@ -230,21 +184,28 @@ def _from_sklearn(where: str, name: str, kind: Kind) -> Table:
 
 
 def _from_csv(where: str, path: Path, kind: Kind, target: str) -> Table:
-    header, rows = read_rows(path)
-    if target not in header:
-        raise ConfigError(f"{where} target: {path} has no column {target!r}. There are {header}.")
-    features = tuple(name for name in header if name != target)
-    if not features or not rows:
+    file = CsvFile.read(path)
+    if target not in file.header:
+        raise ConfigError(f"{where} target: {path} has no column {target!r}. There are {file.header}.")
+    features = tuple(name for name in file.header if name != target)
+    if not features or not file.rows:
         raise ConfigError(f"{where} data: {path} has no {'rows' if features else 'features'}.")
-    x = numbers(path, header, rows, features)
+    x = file.numbers(features)
     if kind == "regression":
-        return Table(features, x, numbers(path, header, rows, [target])[:, 0], None)
-    labels = [row[header.index(target)] for row in rows]
+        return Table(features, x, file.numbers([target])[:, 0], None)
+    labels = file.labels(target)
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
         raise ConfigError(f"{where} target: column {target!r} of {path} holds one class, {classes[0]!r}.")
     number_of = {label: number for number, label in enumerate(classes)}
     return Table(features, x, np.array([number_of[label] for label in labels], np.float64), classes)
+
+
+def _mean_and_scale(values: Numbers) -> tuple[Any, Any]:
+    """Mean and standard deviation along the first dimension; 1 for a constant, whose deviation is but rounding."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by name
+        constant = values.max(axis=0) == values.min(axis=0)
+        return values.mean(axis=0), np.where(constant, 1.0, values.std(axis=0))
 
 
 def _divide(
@@ -256,5 +217,17 @@ def _divide(
     try:
         first, second = selection.train_test_split(rows, test_size=share, random_state=SPLIT_SEED, stratify=strata)
     except ValueError as error:
-        raise ConfigError(f"{where} data: {len(rows)} samples cannot be split: {error}") from error
+        raise ConfigError(f"{where} data: {len(rows)} samples cannot be split: {_why(table, rows, error)}") from error
     return first, second
+
+
+def _why(table: Table, rows: npt.NDArray[np.int64], error: ValueError) -> str:
+    """Why rows cannot be split, with names for classes: scikit-learn knows their numbers."""
+    if table.classes is None:
+        return str(error)
+    numbers, counts = np.unique(table.target[rows], return_counts=True)
+    alone = [table.classes[int(number)] for number in numbers[counts < 2]]
+    if not alone:
+        return str(error)
+    more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    return f"each class needs two of them, and there is one of {', '.join(map(repr, alone[:_NAMED]))}{more}."

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from rsn2.checkpoint import load, read_metadata
 from rsn2.experiments.config import Config, ConfigError
+from rsn2.experiments.csv_file import CsvFile
 from rsn2.experiments.experiment import Control, Experiment, Problem, Stage, Task
 from rsn2.experiments.measures import mean_squared_error
-from rsn2.experiments.tables import Scaling, file_sha256, load_split, numbers, read_rows
+from rsn2.experiments.tables import Scaling, file_sha256, load_split
 from rsn2.nn import PerTask
 from rsn2.sealed import CheckpointError
 from rsn2.training import predict
@@ -70,8 +71,8 @@ def experiment(config: Config) -> Experiment:
     for task in config.tasks:
         # The hash comes first: a file that changes in between belongs to no later run.
         if task.target is not None:
-            files[task.name] = file_sha256(Path(task.data))
-        split = load_split(task)
+            files[task.name] = file_sha256(config.folder / task.data)
+        split = load_split(task, config.folder)
         scalings[task.name] = split.scaling
         problem = Problem.of(
             split.train, split.val, split.test, split.scaling.classes or (), partial(_mse, split.scaling)
@@ -124,25 +125,25 @@ def predict_csv(checkpoint: str | os.PathLike[str], task: str, path: Path) -> li
     if task not in scalings:
         raise ConfigError(f"task: {checkpoint} has no task {task!r}. There are {list(scalings)}.")
     scaling = scalings[task]
-    header, rows = read_rows(path)
-    missing = [name for name in scaling.features if name not in header]
-    extra = [name for name in header if name not in scaling.features]
+    file = CsvFile.read(path)
+    missing = [name for name in scaling.features if name not in file.header]
+    extra = [name for name in file.header if name not in scaling.features]
     if missing or extra:
         raise ConfigError(f"{path}: columns missing: {missing}; columns that are no features: {extra}.")
-    if not rows:
+    if not file.rows:
         return []
-    values = numbers(path, header, rows, scaling.features)
+    values = file.numbers(scaling.features)
     x = scaling.inputs(values)
     if unfit := (~torch.isfinite(x)).nonzero().tolist():
         row, column = unfit[0]
         raise ConfigError(
-            f"{path}: line {row + 2}, column {scaling.features[column]!r}: expected a number that float32 can hold "
-            f"after scaling. Got {values[row, column]}."
+            f"{file.place(row, scaling.features[column])}: expected a number that float32 can hold after scaling. "
+            f"Got {values[row, column]}."
         )
     outputs = predict(load(checkpoint, rebuild(metadata)), task, x)
     if unfit := (~torch.isfinite(outputs)).nonzero().tolist():
         row, _ = unfit[0]
-        raise ConfigError(f"{path}: line {row + 2}: the network's outputs are not finite: {outputs[row].tolist()}.")
+        raise ConfigError(f"{file.place(row)}: the network's outputs are not finite: {outputs[row].tolist()}.")
     if scaling.classes is not None:
         return [scaling.classes[number] for number in outputs.argmax(dim=1).tolist()]
     return [str(value) for value in scaling.values(outputs).tolist()]

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rsn2.experiments.config import ConfigError
+from rsn2.experiments.csv_file import CsvFile, Numbers
 from rsn2.experiments.data import hub
 from rsn2.experiments.data.dataset import DataError
 from rsn2.experiments.data.files import Blob, File
 from rsn2.experiments.data.recipe import Prepared, Recipe, expect
 from rsn2.experiments.data.splits import Ints, hold_out
-from rsn2.experiments.tables import Numbers, Scaling, Table, numbers, read_rows
+from rsn2.experiments.tables import Scaling, Table
 
 FEATURES = ("crim", "zn", "indus", "chas", "nox", "rm", "age", "dis", "rad", "tax", "ptratio", "b", "lstat")
 TARGET = "medv"
@@ -42,9 +43,9 @@ class _Houses:
 def _from_files(blobs: Sequence[Blob]) -> _Houses:
     (blob,) = blobs
     try:
-        header, rows = read_rows(blob.path, blob.raw)
-        expect(header == [*FEATURES, TARGET], str(blob.path), f"columns {[*FEATURES, TARGET]}", header)
-        return _Houses(str(blob.path), numbers(blob.path, header, rows, header))
+        file = CsvFile.read(blob.path, blob.raw)
+        expect(file.header == [*FEATURES, TARGET], str(blob.path), f"columns {[*FEATURES, TARGET]}", file.header)
+        return _Houses(str(blob.path), file.numbers(file.header))
     except ConfigError as error:
         raise DataError(str(error)) from error
 

@@ -104,6 +104,6 @@ def read_checked(folder: Path, file: File, *, accept_unknown: bool) -> Blob:
         shorter = " It is shorter than expected: interrupted while it was copied?" * (len(blob.raw) < file.size)
         raise DataError(
             f"{blob.path}: expected {file.size:,} bytes with SHA-256 {file.sha256}. Got {len(blob.raw):,} bytes with "
-            f"{blob.sha256}.{shorter} accept_unknown=True takes other files."
+            f"{blob.sha256}.{shorter} --accept-unknown, in Python accept_unknown=True, takes other files."
         )
     return blob

@@ -15,7 +15,9 @@ from rsn2.experiments.data import DataSet, Source, load
 from rsn2.experiments.experiment import Experiment
 from rsn2.experiments.folder import write_json
 from rsn2.experiments.paper import experiment1, experiment2, experiment3, experiment4, experiment5, experiment6
+from rsn2.experiments.paper.kind import check_replaceable, planned
 from rsn2.experiments.paper.options import Options
+from rsn2.experiments.reload import AuditError
 from rsn2.sealed import CheckpointError
 
 __all__ = ["EXPERIMENTS", "Options", "PaperExperiment", "rebuild", "result_of", "run"]
@@ -81,28 +83,43 @@ def run(
         source: where the data is.
         folder: of the run; its controls are kept beside it, in ``controls``, for other experiments with the same ones.
         result: JSON file to write besides the folder's report; None: no such file.
-        fresh, device, tensorboard, console: as for :func:`rsn2.experiments.runner.run`.
+        fresh: as for :func:`rsn2.experiments.runner.run`, which removes ``result`` then, too.
+        device, tensorboard, console: as there.
 
     Raises:
         MissingDataError, DataError: as :func:`rsn2.experiments.data.load`.
-        RunError, AuditError, MissingPackageError: as :func:`rsn2.experiments.runner.run`.
+        RunError: as :func:`rsn2.experiments.runner.run`; or if ``result`` is of a run with other settings.
+        AuditError: as there, after ``result`` is written.
+        MissingPackageError: as there.
     """
     module = EXPERIMENTS[number]
     sets = load(module.DATA, source)
     facts = {name: dict(each.facts) for name, each in sets.items()}
     settings = {"experiment": number, "options": asdict(options), "data": facts}
-    report = runner.run(
-        replace(module.experiment(sets, options), precision=options.precision, settings=settings),
-        folder,
-        fresh=fresh,
-        device=device,
-        control_folder=folder.parent / "controls",
-        tensorboard=tensorboard,
-        console=console,
-    )
+    experiment = replace(module.experiment(sets, options), precision=options.precision, settings=settings)
+    if result is not None and not fresh:
+        check_replaceable(result, planned(experiment, options))
+    broken = None
+    try:
+        report = runner.run(
+            experiment,
+            folder,
+            fresh=fresh,
+            outside=result,
+            device=device,
+            control_folder=folder.parent / "controls",
+            tensorboard=tensorboard,
+            console=console,
+        )
+    except AuditError as error:
+        if error.report is None:
+            raise
+        report, broken = error.report, error
     content = result_of(number, options, report) | {"data": facts}
     if result is not None:
         write_json(result, content)
+    if broken is not None:
+        raise broken
     return content
 
 

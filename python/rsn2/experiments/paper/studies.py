@@ -53,6 +53,7 @@ def sparsity(
     *,
     densities: Sequence[float] = DENSITIES,
     blocks: Sequence[Granularity] = BLOCKS,
+    fresh: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
 ) -> Path:
@@ -66,7 +67,7 @@ def sparsity(
         results: folder for ``study-sparsity-experiment-N.json`` and the picture beside it.
         densities: of each task.
         blocks: rows and columns.
-        device, console: as for :func:`rsn2.experiments.runner.run`.
+        fresh, device, console: as for :func:`rsn2.experiments.runner.run`.
 
     Returns:
         The JSON file: "points" with "density", "blocks", "seed", "task", "metric", "value",
@@ -91,7 +92,7 @@ def sparsity(
             runner.tell(console, f"experiment {number}, {name}, seed {seed.seed}")
             asked = replace(seed, **change)
             try:
-                contents.append(paper.run(number, asked, source, folder, device=device, console=console))
+                contents.append(paper.run(number, asked, source, folder, fresh=fresh, device=device, console=console))
             except AllocationError as error:
                 runner.tell(console, f"left out: {error}")
                 left_out.append(error)
@@ -126,6 +127,7 @@ def tasks(
     out: Path,
     results: Path,
     *,
+    fresh: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
 ) -> Path:
@@ -136,7 +138,7 @@ def tasks(
 
     Args:
         densities: of each task; a network for each.
-        options, source, out, device, console: as for :func:`sparsity`.
+        options, source, out, fresh, device, console: as for :func:`sparsity`.
         results: folder for ``study-tasks.json`` and the picture beside it.
 
     Returns:
@@ -153,7 +155,7 @@ def tasks(
             runner.tell(console, f"tasks of density {density:g}, seed {seed.seed}")
             folder = out / f"tasks-{density:g}-seed-{seed.seed}"
             made = _permuted(density, seed, source)
-            report = runner.run(made, folder, device=device, console=console)
+            report = runner.run(made, folder, fresh=fresh, device=device, console=console)
             accuracies = [task["value"] for task in report["tasks"]]
             runs.append(
                 {
@@ -181,6 +183,7 @@ def allocation(
     results: Path,
     *,
     forms: Mapping[str, Allocation] = FORMS,
+    fresh: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
 ) -> Path:
@@ -189,7 +192,7 @@ def allocation(
     Equal tasks differ in nothing but what the ones before them left.
 
     Args:
-        options, source, out, device, console: as for :func:`sparsity`.
+        options, source, out, fresh, device, console: as for :func:`sparsity`.
         results: folder for ``study-allocation.json`` and the picture beside it.
         forms: name -> how weights are chosen; a network for each.
 
@@ -206,7 +209,8 @@ def allocation(
         for form, how in forms.items():
             runner.tell(console, f"{COPIES} copies, {form}, seed {seed.seed}")
             folder = out / f"allocation-{form.replace(', ', '-')}-seed-{seed.seed}"
-            report = runner.run(_copies(how, seed, source), folder, device=device, console=console)
+            made = _copies(how, seed, source)
+            report = runner.run(made, folder, fresh=fresh, device=device, console=console)
             runs.append(
                 {
                     "form": form,
