@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rsn2_kernels.bits import pack_bits
-from rsn2_kernels.tracing import serves_later_calls
+from rsn2_kernels.tracing import serves_later_calls, settle, unfollowed
 
 MAX_NNZ = 2**31 - 1
 
@@ -32,15 +32,15 @@ class CsrIndex:
         col: int32 ``[nnz]``; the column of each value, ascending within a row, in ``[0, cols)``.
     """
 
-    __slots__ = ("_by_column", "_col", "_crow", "_derived", "_shape", "_stacks")
+    __slots__ = ("_col", "_crow", "_derived", "_shape", "_stacks")
 
     def __init__(self, stacks: int, shape: tuple[int, int], crow: Tensor, col: Tensor):
         self._stacks = stacks
         self._shape = shape
         self._crow = crow
         self._col = col
-        self._by_column: tuple[Tensor, Tensor, Tensor] | None = None
         self._derived: dict[Hashable, Any] = {}
+        settle(col)
 
     @property
     def stacks(self) -> int:
@@ -75,8 +75,9 @@ class CsrIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the index tensors that exist now: with the column order and the plans once they were built."""
-        tensors = {id(part): part for part in (self._crow, self._col, *(self._by_column or ()))}
-        for made in self._derived.values():
+        tensors = {id(part): part for part in (self._crow, self._col)}
+        # A copy: another thread may add to them.
+        for made in list(self._derived.values()):
             if isinstance(made, tuple):
                 tensors |= {id(part): part for part in made if isinstance(part, Tensor)}
         return sum(part.nbytes for part in tensors.values())
@@ -86,21 +87,14 @@ class CsrIndex:
         return [self._crow, self._col, *(self.by_column() if with_columns else ())]
 
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The transposed order, built on first use.
+        """The transposed order, made on first use.
 
         Returns:
             crow_t: int32 ``[stacks * cols + 1]``; the weights of column c are ``crow_t[c]`` to ``crow_t[c + 1]``.
             row_t: int32 ``[nnz]``; the row of each of them, in ``[0, rows)``, ascending within a column.
             perm: int32 ``[nnz]``; where its value stands in the ``[nnz]`` values.
         """
-        if self._by_column is not None:
-            return self._by_column
-        # As in `derived`.
-        with torch.inference_mode(False):
-            built = self._sorted_by_column()
-        if serves_later_calls(built):
-            self._by_column = built
-        return built
+        return self.derived("by column", self._sorted_by_column)
 
     def _sorted_by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """What `by_column` returns."""
@@ -132,10 +126,11 @@ class CsrIndex:
         if key in self._derived:
             found: Derived = self._derived[key]
             return found
-        # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
-        with torch.inference_mode(False):
+        with unfollowed(self._col):
             built = build()
-        if serves_later_calls(built):
+            serves = serves_later_calls(built)
+        if serves:
+            settle(self._col)
             self._derived[key] = built
         return built
 
@@ -146,7 +141,7 @@ class CsrIndex:
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """What is copied or pickled: not what can be made again."""
         slots = {name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())} - {"__weakref__"}
-        return None, {name: getattr(self, name) for name in slots} | {"_by_column": None, "_derived": {}}
+        return None, {name: getattr(self, name) for name in slots} | {"_derived": {}}
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """Copied or loaded in inference mode, the tensors could not be saved for the backward pass of a later call."""

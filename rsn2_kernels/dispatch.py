@@ -7,12 +7,17 @@ from torch import Tensor
 
 from rsn2_kernels import cost, plans
 from rsn2_kernels.backends import cpu, registry
+from rsn2_kernels.compact import Compact
 from rsn2_kernels.csr import CsrIndex
-from rsn2_kernels.geometry import ConvGeometry
-from rsn2_kernels.tracing import is_traced
+from rsn2_kernels.geometry import ConvGeometry, Pair
+from rsn2_kernels.plan import Plan
+from rsn2_kernels.tracing import is_captured, is_traced
 
 # Columns that a graph for all batches is predicted to multiply with.
 _TYPICAL_BATCH = 64
+
+# How many tensors an index has at least if it has the column order, and never if it has not; elsewhere 5.
+_TENSORS_WITH_COLUMNS = {"cuda": 5 + len(Compact._fields), "triton": 5 + 2 * len(Plan._fields)}
 
 # Calls that one weight remembers the backend and index of: enough for the batch sizes of a program.
 _REMEMBERED = 64
@@ -47,6 +52,18 @@ def index(
     return tensors
 
 
+def completed(
+    tensors: list[Tensor], backend: str, shape: Pair, stacks: int = 1, geometry: ConvGeometry | None = None
+) -> list[Tensor]:
+    """What `index` gives with the column order, from what it gave: made anew if x required no gradient at the time."""
+    if len(tensors) >= _TENSORS_WITH_COLUMNS.get(backend, 5):
+        return tensors
+    crow, col = tensors[:2]
+    if col.dtype == torch.int16:
+        col = col.to(torch.int32) & (cpu.NARROW - 1)
+    return index(backend, CsrIndex(stacks, shape, crow, col), True, geometry)
+
+
 def choose(
     op: str,
     weight: CsrIndex,
@@ -60,9 +77,12 @@ def choose(
 
     Raises:
         BackendError: if the backend asked for does not exist or cannot run this call; says why.
+        TypeError: if it is no name.
     """
     if backend is None:
         return cost.cheapest(cost.predicted(op, weight, batch, dtype, weight.device, geometry, trains))
+    if not isinstance(backend, str):
+        raise _no_name(backend)
     why = registry.why_not(backend, weight.device, dtype, op)
     if why is not None:
         raise BackendError(f"backend {backend!r} cannot run this call: {why}.")
@@ -89,27 +109,40 @@ def resolve(
     if remembers:
         key = (op, batch, dtype, backend, with_columns, geometry, trains)
         known: dict[Hashable, tuple[str, list[Tensor]]] = weight.derived("resolved", dict)
-        # In one step: another thread may clear it.
-        if (remembered := known.get(key)) is not None:
-            return remembered
+        try:
+            # In one step: another thread may clear it.
+            if (remembered := known.get(key)) is not None:
+                return remembered
+        except TypeError:
+            raise _no_name(backend) from None
     traced = is_traced()
-    if traced and backend is None:
+    compiles = torch.compiler.is_dynamo_compiling()
+    if compiles or (traced and backend is None):
         batch = _as_number(batch)
+    if compiles:
+        from rsn2_kernels import outside_graphs  # noqa: PLC0415
+
+        outside_graphs.resolve(op, weight, batch, dtype, backend, with_columns, geometry, trains)
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
     by_words = backend is None and _reads_words(name, weight, batch, geometry)
     found = name, index(name, weight, with_columns, geometry, batch if by_words else None, trains)
-    if remembers and not traced:
+    if remembers and not traced and not is_captured(weight.col):
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = found
     return found
 
 
-def _as_number(batch: int) -> int:
+def _as_number(batch: int | Tensor) -> int:
     """The batch to choose a backend for, where a traced one may be symbolic: to compare it would bound the graph's."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415 slow to import
 
-    return batch if has_static_value(batch) else _TYPICAL_BATCH
+    # torch.jit.trace hands over sizes as tensors.
+    return int(batch) if isinstance(batch, Tensor) or has_static_value(batch) else _TYPICAL_BATCH
+
+
+def _no_name(backend: object) -> TypeError:
+    return TypeError(f"backend: expected the name of one, or None. Got {type(backend).__name__}.")
 
 
 def _reads_words(name: str, weight: CsrIndex, batch: int, geometry: ConvGeometry | None) -> bool:

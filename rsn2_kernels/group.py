@@ -7,7 +7,7 @@ import torch
 
 from rsn2_kernels.csr import MAX_NNZ, CsrIndex
 from rsn2_kernels.pattern import SparsePattern
-from rsn2_kernels.tracing import serves_later_calls
+from rsn2_kernels.tracing import serves_later_calls, unfollowed
 
 # Groups that one pattern remembers: enough for the batches of a training loop, few enough to forget old ones.
 REMEMBERED = 8
@@ -39,8 +39,7 @@ class PatternGroup(CsrIndex):
         first, key = patterns[0], cls._key(patterns)
         group = first.groups.get(key)
         if group is None:
-            # Made in inference mode, the tensors could not be saved for the backward pass of a later call.
-            with torch.inference_mode(False):
+            with unfollowed(first.col):
                 group = cls(patterns)
             if serves_later_calls((group.crow, group.col)):
                 first.groups[key] = group

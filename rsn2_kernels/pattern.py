@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from rsn2_kernels.backends import triton
 from rsn2_kernels.bits import columns_of_bits, ends_of_words, pack_bits
 from rsn2_kernels.csr import MAX_NNZ, CsrIndex, expand, gather
+from rsn2_kernels.tracing import unfollowed
 
 if TYPE_CHECKING:
     from rsn2_kernels.group import PatternGroup
@@ -40,11 +41,10 @@ class SparsePattern(CsrIndex):
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"mask: expected a non-empty bool tensor [rows, cols]. Got {got}.")
         rows, cols = mask.shape
-        # Made in inference mode, the index could not be saved for the backward pass of a later call.
-        with torch.inference_mode(False):
+        with unfollowed(mask):
             words = pack_bits(mask)
             ends = ends_of_words(words)
-            # The one thing that the host waits for.
+            # The host waits for this number, and for the index as a whole.
             nnz = int(ends[-1, -1])
             if nnz > MAX_NNZ:
                 raise ValueError(f"mask: at most {MAX_NNZ} owned positions per layer. Got {nnz}.")
@@ -98,7 +98,7 @@ class SparsePattern(CsrIndex):
         target = torch.empty(0, device=device).device
         if target == self.device:
             return self
-        # As in `from_mask`.
+        # Made in inference mode, the index could not be saved for the backward pass of a later call.
         with torch.inference_mode(False):
             return SparsePattern(self._shape, self._crow.to(target), self._col.to(target))
 

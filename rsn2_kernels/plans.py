@@ -1,12 +1,9 @@
 """What GPU kernels read of a pattern, plans and compact forms: made once, and remembered by it."""
 
-from collections.abc import Callable, Hashable
-
-import torch
 from torch import Tensor
 
 from rsn2_kernels.compact import Compact
-from rsn2_kernels.csr import CsrIndex, Derived
+from rsn2_kernels.csr import CsrIndex
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.gpu_cost import Visits
 from rsn2_kernels.plan import Plan, Survey, survey_conv, survey_linear
@@ -24,7 +21,7 @@ def visits(weight: CsrIndex, geometry: ConvGeometry | None) -> Visits:
     def look() -> Visits:
         return Visits.of(survey(weight, geometry, False), weight.shape[1], taps)
 
-    return _made_eagerly(weight, ("visits", taps, groups), look)
+    return weight.derived(("visits", taps, groups), look)
 
 
 def plan_tensors(weight: CsrIndex, geometry: ConvGeometry | None, with_columns: bool) -> list[Tensor]:
@@ -44,22 +41,12 @@ def plan(weight: CsrIndex, geometry: ConvGeometry | None = None, transposed: boo
         transposed: whether of the transpose.
     """
     key = ("plan", *_taps_and_groups(geometry), transposed)
-    return _made_eagerly(weight, key, lambda: Plan.build(survey(weight, geometry, transposed)))
+    return weight.derived(key, lambda: Plan.build(survey(weight, geometry, transposed)))
 
 
 def compact(weight: CsrIndex) -> Compact:
     """The compact form of a weight; the first call builds it."""
-    return _made_eagerly(weight, "compact", lambda: Compact.of(weight))
-
-
-def _made_eagerly(weight: CsrIndex, key: Hashable, build: Callable[[], Derived]) -> Derived:
-    """What the weight remembers under ``key``; torch.compile interrupts its graph to make it."""
-    if weight.remembers(key) or not torch.compiler.is_compiling():
-        return weight.derived(key, build)
-    from rsn2_kernels import outside_graphs  # noqa: PLC0415
-
-    found: Derived = outside_graphs.derived(weight, key, build)
-    return found
+    return weight.derived("compact", lambda: Compact.of(weight))
 
 
 def survey(weight: CsrIndex, geometry: ConvGeometry | None, transposed: bool) -> Survey:

@@ -1,7 +1,8 @@
 // Argument checks of the operators: whatever passes them cannot make a kernel read outside its tensors, given an
 // index structure whose entries are in range: each column below the features of x, each row below those of dy. That
 // would cost a pass over them. The Python side makes no other index of a mask, and compares x and dy with the shape of
-// that mask before each call: in the public function, or in the operator where a captured graph calls it.
+// that mask before each call: in the public function, or in the operator where a captured graph calls it. What is
+// expanded or gathered has no such operand, and there the last column of each row is looked at.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -74,12 +75,25 @@ inline int64_t check_compressed(const char* op, const char* crow_name, const Ten
   return nnz;
 }
 
-// Two integers, each at least `least`, and small enough that their products stay in 64 bits.
-inline void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least) {
+// Raises unless the last column of each row is one of `cols`: a pass over the rows only, as columns ascend in a row.
+template <class I>
+void check_columns(const char* op, const Tensor& crow, const Tensor& col, int64_t cols) {
+  const int32_t* const begin = static_cast<const int32_t*>(crow.const_data_ptr());
+  const I* const column = static_cast<const I*>(col.const_data_ptr());
+  bool fits = true;
+  for (int64_t row = 0; row + 1 < crow.size(0); ++row) {
+    const int64_t from = begin[row], to = begin[row + 1];
+    fits = fits && 0 <= from && from <= to && to <= col.size(0) && (from == to || column[to - 1] < cols);
+  }
+  STD_TORCH_CHECK(fits, op, ": expected the index of a weight of ", cols, " columns, got columns beyond");
+}
+
+// Two integers, each from `least` to `most`. Products of two stay in 64 bits unless another `most` is given.
+inline void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least,
+                       int64_t most = int64_t{1} << 24) {
   STD_TORCH_CHECK(pair.size() == 2, op, ": expected two values in ", name, ", got ", pair.size());
-  constexpr int64_t kMost = 1 << 24;
   for (const int64_t value : pair) {
-    STD_TORCH_CHECK(value >= least && value <= kMost, op, ": expected values from ", least, " to ", kMost, " in ", name,
+    STD_TORCH_CHECK(value >= least && value <= most, op, ": expected values from ", least, " to ", most, " in ", name,
                     ", got (", pair[0], ", ", pair[1], ")");
   }
 }

@@ -65,7 +65,8 @@ Tensor conv2d_dx(Tensor dy, Tensor values, Tensor crow_t, Tensor row_t, Tensor p
                  IntList kernel_size, IntList stride, IntList padding, IntList dilation, int64_t groups) {
   const char* const op = "rsn2_cpu::conv2d_dx";
   check_tensor(op, "dy", dy, 4);
-  check_pair(op, "input_size", input_size, 0);
+  // Beyond any memory: `empty` refuses a product of sizes that 64 bits do not hold.
+  check_pair(op, "input_size", input_size, 0, int64_t{1} << 48);
   check_compressed(op, "crow_t", crow_t, "row_t", row_t);
   check_perm(op, perm, row_t);
   const auto weight = transposed_csr<int32_t>(crow_t, row_t, perm);

@@ -94,6 +94,7 @@ Tensor expand(Tensor values, Tensor crow, Tensor col, Words words, int64_t cols)
   with_type(op, values.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
+      check_columns<decltype(index)>(op, crow, col, cols);
       cpu::expand(context(), csr<decltype(index)>(crow, col, words), read<S>(values), cols, write<S>(dense));
     });
   });
@@ -109,6 +110,7 @@ Tensor gather(Tensor dense, Tensor crow, Tensor col, Words words) {
   with_type(op, dense.scalar_type(), [&](auto element) {
     with_index(col, [&](auto index) {
       using S = decltype(element);
+      check_columns<decltype(index)>(op, crow, col, cols);
       cpu::gather(context(), csr<decltype(index)>(crow, col, words), read<S>(dense), cols, write<S>(values));
     });
   });

@@ -54,11 +54,19 @@ S* write(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
+// More than any memory holds, and so few that their bytes are counted in 64 bits.
+inline constexpr int64_t kMostElements = int64_t{1} << 60;
+
 // Contiguous, on the CPU, of the dtype of `like`. torch::stable::new_empty goes through torch's dispatcher once more.
 inline Tensor empty(const Tensor& like, const IntList& size) {
   IntList strides(size.size());
   int64_t elements = 1;
-  for (size_t place = size.size(); place-- > 0; elements *= std::max<int64_t>(size[place], 1)) strides[place] = elements;
+  for (size_t place = size.size(); place-- > 0;) {
+    strides[place] = elements;
+    const int64_t repeated = std::max<int64_t>(size[place], 1);
+    STD_TORCH_CHECK(repeated <= kMostElements / elements, "rsn2_cpu: a result of more than 2**60 elements");
+    elements *= repeated;
+  }
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle made;

@@ -117,29 +117,19 @@ def mask_words(weight: CsrIndex, serve: bool = False) -> list[Tensor]:
     """``[weight.words()]`` where copies are quicker by them, or they ``serve`` products; else nothing."""
     rows, cols = weight.shape
     copies = unavailable is None and _COPIES_WORTH_BITS * weight.nnz >= weight.stacks * rows * cols
-    if not (copies or serve):
-        return []
-    # As in `_narrow`.
-    if torch.compiler.is_compiling() and not weight.remembers("words"):
-        return []
-    return [weight.words()]
+    return [weight.words()] if copies or serve else []
 
 
 def _no_words(weight: CsrIndex) -> list[Tensor]:
-    """``[int64 [stacks * rows, 0]]``, as in `_narrow`."""
-    if torch.compiler.is_compiling() and not weight.remembers("no words"):
-        return []
+    """``[int64 [stacks * rows, 0]]``."""
     return list(
         weight.derived("no words", lambda: (weight.crow.new_empty(weight.crow.shape[0] - 1, 0, dtype=torch.int64),))
     )
 
 
 def _narrow(weight: CsrIndex, place: int, wide: Tensor) -> Tensor:
-    """The same indices in 16 bits, once eager code has asked for them: a graph that adds them is compiled again."""
-    key = ("cpu", place)
-    if torch.compiler.is_compiling() and not weight.remembers(key):
-        return wide
-    (narrow,) = weight.derived(key, lambda: (wide.to(torch.int16),))
+    """The same indices in 16 bits."""
+    (narrow,) = weight.derived(("cpu", place), lambda: (wide.to(torch.int16),))
     return narrow
 
 

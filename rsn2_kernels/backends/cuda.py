@@ -134,13 +134,14 @@ def _plain(index: Index) -> Index:
 
 
 def _packed(values: Tensor) -> Tensor:
-    """The values as the kernels load them, sixteen bytes at a time."""
-    values = values.contiguous()
+    """The values as the kernels load them, sixteen bytes at a time, with no negation left to do."""
+    values = values.resolve_neg().contiguous()
     return values if values.data_ptr() % 16 == 0 else values.clone()
 
 
 def _batch_major(x: Tensor) -> Tensor:
-    """``x`` with rows that begin where loads of eight elements may begin."""
+    """``x`` with rows that begin where loads of eight elements may begin, with no negation left to do."""
+    x = x.resolve_neg()
     batch, cols = x.shape
     in_place = x.stride(1) == 1 and (batch <= 1 or x.stride(0) % _ALIGNMENT == 0) and x.data_ptr() % 16 == 0
     if in_place:

@@ -49,7 +49,8 @@ def conv2d(
     Returns:
         ``[N, rows, OH, OW]`` or ``[rows, OH, OW]``, contiguous, from the Triton kernels channels-last (an x that is
         not is copied), in the dtype of the operands (autocast's where it is on). Types narrower than float32
-        accumulate in float32. What is not finite may reach other results, as it may in :func:`linear`.
+        accumulate in float32. What is not finite may reach other results, as it may in :func:`linear`; and where x is
+        not finite, the gradients of values that no position of the result multiplies with it may be NaN, too.
 
     Raises:
         TypeError, ValueError: if an operand has the wrong type, shape, dtype or device, or ``activation`` is unknown;
@@ -92,8 +93,11 @@ def _conv2d_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, a
 
 
 def _conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:
-    _, *geometry, backend = rest
-    return registry.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), _geometry(geometry))
+    (rows, channels), *fields, backend = rest
+    geometry = _geometry(fields)
+    cols = channels // geometry.groups * geometry.kernel_size[0] * geometry.kernel_size[1]
+    index = dispatch.completed(index, backend, (rows, cols), geometry=geometry)
+    return registry.module(backend).conv2d_dx(dy, values, index, (size[0], size[1]), geometry)
 
 
 def _conv2d_dx_fake(dy: Tensor, values: Tensor, index: Index, size: list[int], *rest: Any) -> Tensor:

@@ -13,7 +13,7 @@ from rsn2_kernels.geometry import Pair
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.ops.gradients import register_gradients
 from rsn2_kernels.ops.library import check_floating, check_pattern, check_shape, in_one_dtype
-from rsn2_kernels.ops.operator import Operator, is_watched
+from rsn2_kernels.ops.operator import Operator, is_watched, out_of_autocast
 from rsn2_kernels.pattern import SparsePattern
 from rsn2_kernels.tracing import is_traced
 
@@ -113,13 +113,19 @@ def _patterns(given: Iterable[SparsePattern]) -> tuple[SparsePattern, ...]:
         raise ValueError("ps: expected at least one SparsePattern. Got none.")
     for task, pattern in enumerate(ps):
         check_pattern(f"ps[{task}]", pattern)
-    if PatternGroup.is_known(ps):
+    compiles = torch.compiler.is_dynamo_compiling()
+    # A graph would be bound to the answer.
+    if not compiles and PatternGroup.is_known(ps):
         return ps
     for task, pattern in enumerate(ps):
         if pattern.shape != ps[0].shape:
             raise ValueError(f"ps[{task}]: expected shape {ps[0].shape}, that of ps[0]. Got {pattern.shape}.")
         if pattern.device != ps[0].device:
             raise ValueError(f"ps[{task}]: expected it on {ps[0].device}, where ps[0] is. Got {pattern.device}.")
+    if compiles:
+        from rsn2_kernels import outside_graphs  # noqa: PLC0415 slow to import
+
+        outside_graphs.stack(ps)
     return ps
 
 
@@ -174,6 +180,8 @@ def _grouped_linear_fake(x: Tensor, values: Tensor, biases: Tensor | None, index
 
 
 def _grouped_linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, tasks: int, backend: str) -> Tensor:
+    task_of_row, *stacked = index
+    index = [task_of_row, *dispatch.completed(stacked, backend, features, tasks)]
     return registry.module(backend).grouped_linear_dx(dy, values, index, tasks)
 
 
@@ -224,5 +232,5 @@ register_gradients(
     _GROUPED_LINEAR_DX,
     _GROUPED_LINEAR_DVALUES,
     size_of=lambda x: (),
-    dbias=_grouped_linear_dbias,
+    dbias=out_of_autocast(_grouped_linear_dbias),
 )

@@ -85,7 +85,7 @@ def _linear_fake(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, a
 
 
 def _linear_dx(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
-    return registry.module(backend).linear_dx(dy, values, index)
+    return registry.module(backend).linear_dx(dy, values, dispatch.completed(index, backend, features))
 
 
 def _linear_dx_fake(dy: Tensor, values: Tensor, index: Index, features: Pair, backend: str) -> Tensor:
@@ -103,7 +103,9 @@ def _linear_dvalues_fake(dy: Tensor, x: Tensor, index: Index, features: Pair, ba
 def _both(
     dy: Tensor, x: Tensor, values: Tensor, index: Index, features: Pair, backend: str
 ) -> tuple[Tensor, Tensor] | None:
-    return cpu.linear_gradients(dy, x, values, index) if backend == "cpu" else None
+    if backend != "cpu":
+        return None
+    return cpu.linear_gradients(dy, x, values, dispatch.completed(index, backend, features))
 
 
 _REST = "int[2] features, str backend"

@@ -32,7 +32,7 @@ class Operator:
         name = schema.partition("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.name, self.operands = name, operands
-        self._implementation, self._out_of_autocast = implementation, _out_of_autocast(implementation)
+        self._implementation, self._out_of_autocast = implementation, out_of_autocast(implementation)
         LIBRARY.impl(name, self._compared, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rsn2::{name}", fake, lib=LIBRARY)
         self._registered: Any = getattr(torch.ops.rsn2, name).default
@@ -70,14 +70,38 @@ class Operator:
     def _compared(self, *arguments: Any) -> Tensor:
         """What torch's dispatcher runs: captured graphs call it with operands that no function has looked at.
 
-        A kernel would read outside an operand of fewer features than its weight has.
+        Raises:
+            TypeError, ValueError: where a kernel would read outside an operand, or take its bits for another type's.
         """
         named = dict(zip(self._names, arguments, strict=True))
-        for operand, expected in zip(("dy", "x"), named.get("features", ()), strict=False):
-            if operand in named and named[operand].shape[1] != expected:
-                got = tuple(named[operand].shape)
-                raise ValueError(f"{self}, {operand}: expected {expected} features in dimension 1. Got {got}.")
+        if "features" in named:
+            self._compare(named)
         return self._out_of_autocast(*arguments)
+
+    def _compare(self, named: dict[str, Any]) -> None:
+        """Raise unless the operands, by name, fit the weight that the other arguments tell of, and each other."""
+        rows, features = named["features"]
+        tasks, index = named.get("tasks"), named["index"]
+        first, *others = self._names[: self.operands]
+        batch, dtype = named[first].shape[0], named[first].dtype
+        if tasks is not None:
+            task_of_row, *index = index
+            if task_of_row.shape[0] != batch:
+                raise ValueError(f"{self}, {first}: expected {task_of_row.shape[0]} rows, one per task. Got {batch}.")
+        whole = {"values": (index[1].shape[0],), "bias": (rows,), "biases": (tasks, rows)}
+        for name, expected in (("dy", rows), ("x", features)):
+            if name in named and named[name].shape[1] != expected:
+                got = tuple(named[name].shape)
+                raise ValueError(f"{self}, {name}: expected {expected} features in dimension 1. Got {got}.")
+        for name in others:
+            operand = named[name]
+            if operand is None:
+                continue
+            if operand.dtype != dtype:
+                raise TypeError(f"{self}, {name}: expected {dtype}, the dtype of {first}. Got {operand.dtype}.")
+            expected, got = whole.get(name, (batch, *operand.shape[1:])), tuple(operand.shape)
+            if got != expected:
+                raise ValueError(f"{self}, {name}: expected shape {expected}. Got {got}.")
 
     def _autograd(self, keys: Any, *arguments: Any) -> Tensor:
         """What torch's dispatcher calls first.
@@ -139,7 +163,7 @@ def _asks_for_gradients(operands: tuple[Tensor | None, ...]) -> bool:
     return False
 
 
-def _out_of_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def out_of_autocast(implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Operands have their types when an operator gets them: torch's own operators inside must not change them again."""
 
     def run(x: Tensor, *rest: Any) -> Tensor:

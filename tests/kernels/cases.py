@@ -46,6 +46,11 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor[:1].expand(tensor.shape)
 
 
+def lazily_negated(tensor: Tensor) -> Tensor:
+    """The same values, of which memory holds the negative: torch leaves it to whoever reads them to negate again."""
+    return torch._neg_view(-tensor.detach())
+
+
 def random_mask(rows: int, cols: int, density: float, seed: int, holes: bool = False) -> Tensor:
     """A bool mask with about ``density`` of it owned; ``holes`` empties every third row and column."""
     mask = torch.rand(rows, cols, generator=torch.Generator().manual_seed(seed)) < density

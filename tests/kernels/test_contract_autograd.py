@@ -13,7 +13,7 @@ import rsn2_kernels as rk
 from rsn2_kernels.group import PatternGroup
 
 from . import oracle
-from .cases import SMALL, ConvCase, LinearCase, Operands, widest
+from .cases import SMALL, ConvCase, LinearCase, Operands, lazily_negated, widest
 from .contract import assert_nearly
 
 
@@ -71,7 +71,24 @@ def test_the_column_order_is_built_only_for_the_gradient_of_x(operator: str, bac
     operands.x.requires_grad_(with_x)
     index = PatternGroup.of(operands.patterns) if operator == "grouped_linear" else operands.pattern
     torch.autograd.backward(case.call(operands, backend), operands.dy)
-    assert (index._by_column is not None) == with_x
+    assert index.remembers("by column") == with_x
+
+
+def test_the_gradient_of_an_x_that_requires_none_until_after_the_call_is_right(operator: str, backend: str) -> None:
+    """The products of its call have no column order, which the gradient of a gradient then asks for."""
+    case = SMALL[operator]
+    operands = case.operands(widest(backend))
+    x = operands.x.detach()
+    # No call lays this one out anew, so that what autograd keeps is x itself.
+    x = x.contiguous(memory_format=torch.channels_last) if operator == "conv2d" else x.t().contiguous().t()
+    y = case.call(replace(operands, x=x), backend)
+    x.requires_grad_()
+    exact = case.function(operands.mask)(x, operands.values, operands.bias)
+    found = []
+    for each in (y, exact):
+        (dvalues,) = torch.autograd.grad(each, operands.values, operands.dy.to(each.device), create_graph=True)
+        found += torch.autograd.grad(dvalues.square().sum(), x)
+    assert_nearly(*found)
 
 
 def test_numerical_gradients_agree(operator: str, backend: str) -> None:
@@ -86,6 +103,20 @@ def test_numerical_gradients_agree(operator: str, backend: str) -> None:
 
     # Interpreted, one direction through all elements instead of each alone.
     assert torch.autograd.gradcheck(call, tuple(operands.inputs.values()), fast_mode=backend == "triton")
+
+
+def test_operands_and_gradients_that_torch_left_to_negate_are_read_so(operator: str, backend: str) -> None:
+    """As the imaginary part of a conjugate is, or a gradient through one."""
+    case = SMALL[operator]
+    operands = case.operands(widest(backend))
+    inputs = operands.inputs
+    y = case.call(operands, backend)
+    expected = [y, *torch.autograd.grad(y, list(inputs.values()), operands.dy)]
+    lazy = [lazily_negated(each).requires_grad_() for each in inputs.values()]
+    assert all(each.is_neg() for each in lazy)
+    y = case.call(replace(operands, **dict(zip(("x", "values", "bias"), lazy, strict=True))), backend)
+    for got, wanted in zip([y, *torch.autograd.grad(y, lazy, lazily_negated(operands.dy))], expected, strict=True):
+        assert_nearly(got, wanted)
 
 
 def test_no_grad_records_nothing(operator: str, backend: str) -> None:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rsn2_kernels as rk
+from rsn2_kernels.backends import cpu
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.tracing import is_traced
 
@@ -46,6 +47,35 @@ def test_a_watched_call_gives_the_same_bits(operator: str, dtype: torch.dtype) -
         watched = results(operator, operands)
     assert {f"rsn2::{operator}{product}" for product in ("", "_dx", "_dvalues")} <= set(watching.seen)
     assert all(torch.equal(a, b) for a, b in zip(direct, watched, strict=True))
+
+
+def test_a_weight_is_neither_expanded_nor_gathered_where_its_columns_do_not_fit() -> None:
+    pattern = rk.SparsePattern.from_mask(torch.ones(100, 128, dtype=torch.bool))
+    values = torch.ones(pattern.nnz)
+    for index in (cpu.index(pattern, False, None), pattern.index(False)):
+        with pytest.raises(RuntimeError, match="rsn2_cpu::expand: expected the index of a weight of 127 columns"):
+            cpu.expand(values, index, 127)
+        with pytest.raises(RuntimeError, match="rsn2_cpu::gather: expected the index of a weight of 127 columns"):
+            cpu.gather(torch.ones(100, 127), index)
+        assert torch.equal(cpu.gather(cpu.expand(values, index, 128), index), values)
+
+
+def test_the_gradient_of_a_line_is_right_beyond_the_largest_stride() -> None:
+    """A long line and a long stride: little to compute."""
+    pattern = rk.SparsePattern.from_mask(torch.ones(1, 1, dtype=torch.bool))
+    x = torch.zeros(1, 1, 1, 2**24 + 1, requires_grad=True)
+    y = rk.conv2d(x, torch.tensor([3.0]), pattern, stride=(1, 2**24), kernel_size=1, backend="cpu")
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y.shape == (1, 1, 1, 2) and dx.shape == x.shape
+    assert dx.flatten()[[0, -1]].eq(3).all() and dx.sum() == 6
+
+
+def test_a_result_that_no_memory_holds_is_refused() -> None:
+    """Its number of elements would not fit 64 bits."""
+    crow_t, row_t, perm = torch.tensor([0, 1]).int(), torch.tensor([0]).int(), torch.tensor([0]).int()
+    dy, size, stride = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**16, 2**16), [2**40, 2**40], [2**24, 2**24]
+    with pytest.raises(RuntimeError, match="a result of more than 2"):
+        torch.ops.rsn2_cpu.conv2d_dx(dy, torch.ones(1), crow_t, row_t, perm, size, [1, 1], stride, [0, 0], [1, 1], 1)
 
 
 def test_a_default_device_does_not_count_as_tracing(operator: str) -> None:

@@ -100,6 +100,8 @@ OPERANDS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x None": ({"x": None}, TypeError, "x: .*tensor.*NoneType"),
     "backend unknown": ({"backend": "cudnn"}, rk.BackendError, "'cudnn'.*no such backend.*dense.*reference"),
     "backend empty": ({"backend": ""}, rk.BackendError, "''.*no such backend"),
+    "backend list": ({"backend": ["cpu"]}, TypeError, "backend: expected the name of one, or None. Got list"),
+    "backend number": ({"backend": 3}, TypeError, "backend: expected the name of one, or None. Got int"),
 }
 LINEAR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "x columns": ({"x": torch.zeros(3, 17)}, ValueError, r"x: .*\[\.\.\., 18\].*\(3, 17\)"),
@@ -236,6 +238,7 @@ GROUPED_LINEAR: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "task_of_row: expected tasks from 0 to 2. Got 0 to 3",
     ),
     "backend unknown": OPERANDS["backend unknown"],
+    "backend list": OPERANDS["backend list"],
     **LINEAR,
     "x columns": ({"x": torch.zeros(5, 17)}, ValueError, r"x: .*\[\.\.\., 18\].*\(5, 17\)"),
     "x transposed": ({"x": torch.zeros(18, 5)}, ValueError, r"x: .*\[\.\.\., 18\].*\(18, 5\)"),

@@ -281,6 +281,41 @@ def test_a_fused_activation_is_the_activation_of_the_result(activation: str, dty
             torch.testing.assert_close(call(activation=activation), function(call()), rtol=near, atol=near)
 
 
+def test_an_index_made_on_one_stream_is_read_on_another() -> None:
+    """The stream that makes it is kept busy: whoever did not wait would read what was in memory before."""
+    for seed in range(5):
+        mask = random_mask(2048, 2048, 0.1, seed)
+        busy, on_gpu = torch.randn(4096, 4096, device="cuda"), mask.to("cuda")
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                busy = busy @ busy
+            made = rk.SparsePattern.from_mask(on_gpu)
+            for _ in range(20):
+                busy = busy @ busy
+            made.by_column()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            parts = [each.clone() for each in (made.crow, made.col, *made.by_column())]
+        torch.cuda.synchronize()
+        expected = rk.SparsePattern.from_mask(mask)
+        for got, wanted in zip(parts, (expected.crow, expected.col, *expected.by_column()), strict=True):
+            assert torch.equal(got.cpu(), wanted)
+
+
+def test_an_index_made_while_a_graph_is_captured_is_left_to_the_graph() -> None:
+    mask = random_mask(300, 200, 0.2, 0)
+    pattern = rk.SparsePattern.from_mask(mask.to("cuda"))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = pattern.by_column()
+    expected = rk.SparsePattern.from_mask(mask).by_column()
+    for _ in range(2):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(pattern.by_column(), expected, strict=True))
+        graph.replay()
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(captured, expected, strict=True))
+
+
 def staircase(rows: int, cols: int, density: float, seed: int) -> Tensor:
     """A mask like those of gradients, on the CPU: the largest of an outer product with noise."""
     generator = torch.Generator().manual_seed(seed)

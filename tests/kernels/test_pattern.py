@@ -1,6 +1,8 @@
 """SparsePattern: exact packing, row-major and transposed order, and that it cannot be changed."""
 
 import copy
+import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -147,6 +149,19 @@ def test_a_deep_copy_holds_the_same_order() -> None:
     twin = copy.deepcopy(pattern)
     assert torch.equal(twin.mask(), MASK)
     assert all(torch.equal(a, b) for a, b in zip(twin.by_column(), pattern.by_column(), strict=True))
+
+
+def test_bytes_are_counted_while_another_thread_adds_to_them() -> None:
+    pattern, numbers = rk.SparsePattern.from_mask(MASK), itertools.count()
+
+    class Adding(tuple[Tensor, ...]):
+        def __iter__(self) -> Iterator[Tensor]:
+            pattern.derived(f"added {next(numbers)}", tuple)
+            return super().__iter__()
+
+    before = pattern.nbytes
+    pattern.derived("made before", lambda: Adding((torch.zeros(2),)))
+    assert pattern.nbytes == before + 8
 
 
 def test_repr_shows_shape_and_nnz() -> None:

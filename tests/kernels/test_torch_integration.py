@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import rsn2_kernels as rk
-from rsn2_kernels import dispatch, plans
+from rsn2_kernels import csr, dispatch, plans, tracing
 from rsn2_kernels.backends import cpu, registry
 from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 
 from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, Operands
 
-# Backends that derive something from a pattern outside of graphs.
-DERIVE_EAGERLY = ("cuda", "triton")
 LAYOUTS = ("contiguous", "reversed", "strided")
 
 
@@ -139,24 +138,58 @@ def with_gradients(function: Callable[..., Tensor], operands: Operands, dy: Tens
     return [y.detach(), *torch.autograd.grad(y, list(operands.inputs.values()), dy)]
 
 
-def with_plans(function: Callable[..., Tensor], operands: Operands, backend: str) -> Callable[..., Tensor]:
-    """``function`` behind the one eager call that what GPU backends derive from a pattern asks for."""
-    if backend in DERIVE_EAGERLY:
-        with_gradients(function, operands, operands.dy)
-    return function
+@pytest.mark.usefixtures("fresh_compiler")
+def test_what_is_made_of_a_mask_is_no_part_of_a_graph(operator: str, backend: str) -> None:
+    operands, served = (SMALL[operator].operands(torch.float32) for _ in range(2))
+    with_gradients(small_call(operator, served, backend), served, served.dy)
+    counts = []
+    for each in (operands, served):
+        torch.compiler.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        function = torch.compile(small_call(operator, each, backend), fullgraph=True, backend=counter)
+        function(each.x, each.values, each.bias)
+        counts.append((counter.frame_count, counter.op_count))
+    assert counts[0] == counts[1] and counts[0][0] == 1
+
+
+# What a checkpointed function meets between its call and the backward pass that runs it again.
+BETWEEN: dict[str, Callable[[Callable[[], object]], object]] = {
+    "nothing": lambda eager: None,
+    "an eager call": lambda eager: eager(),
+}
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_plan_of_the_triton_backend_is_made_outside_of_graphs(operator: str) -> None:
-    if (why := registry.why_not("triton", torch.device("cpu"), torch.float32)) is not None:
-        pytest.skip(why)
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+@pytest.mark.parametrize("asked", ["by name", None], ids=str)
+def test_a_compiled_function_can_be_checkpointed_from_its_first_call_on(
+    between: Callable[[Callable[[], object]], object], asked: str | None, operator: str, backend: str
+) -> None:
     operands = SMALL[operator].operands(torch.float32)
-    function = small_call(operator, operands, "triton")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="make one eager call before"):
-        torch.compile(function, fullgraph=True, backend="aot_eager")(operands.x, operands.values, operands.bias)
-    broken = with_gradients(torch.compile(function, backend="aot_eager"), operands, operands.dy)
-    whole = with_gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), operands, operands.dy)
-    assert all(torch.equal(a, b) for a, b in zip(broken, whole, strict=True))
+    function = small_call(operator, operands, backend if asked else None)
+    inputs = operands.x, operands.values, operands.bias
+    y = checkpoint(torch.compile(function, fullgraph=True, backend="aot_eager"), *inputs, use_reentrant=False)
+    between(lambda: with_gradients(function, operands, operands.dy))
+    found = torch.autograd.grad(y, inputs, operands.dy)
+    for got, expected in zip(found, with_gradients(function, operands, operands.dy)[1:], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE], ids=str)
+def test_selective_checkpointing_sees_the_same_operators_from_the_first_call_on(
+    policy: CheckpointPolicy, operator: str, backend: str
+) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    function = small_call(operator, operands, backend)
+    inputs = operands.x, operands.values, operands.bias
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(lambda *call, **options: policy)
+
+    y = checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)
+    found = torch.autograd.grad(y, inputs, operands.dy)
+    for got, expected in zip(found, with_gradients(function, operands, operands.dy)[1:], strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -166,8 +199,8 @@ def test_a_compiled_function_equals_the_eager_one_at_every_batch_size(
 ) -> None:
     case = SMALL[operator]
     operands = case.operands(torch.float32)
-    # The compiled function sees the pattern first, unless it needs a plan: the column order is built in the trace.
-    function = with_plans(small_call(operator, operands, backend), operands, backend)
+    # The compiled function sees the pattern first.
+    function = small_call(operator, operands, backend)
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for batch in (3, 5):
         x = torch.randn(batch, *operands.x.shape[1:], requires_grad=True)
@@ -185,9 +218,8 @@ def test_a_compiled_function_equals_the_eager_one_at_every_batch_size(
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_dynamic_batch_size_is_compiled_once(operator: str, backend: str) -> None:
     operands = SMALL[operator].operands(torch.float32)
-    PatternGroup.of(operands.patterns)  # Stacked by the first call of all, which compiles something else.
     counter = CompileCounterWithBackend("aot_eager")
-    function = with_plans(small_call(operator, operands, backend), operands, backend)
+    function = small_call(operator, operands, backend)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
     # None of them is the size of an index tensor, which a dynamic graph would take for the same symbol.
     for batch in (19, 23, 29):
@@ -198,7 +230,7 @@ def test_a_dynamic_batch_size_is_compiled_once(operator: str, backend: str) -> N
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_function_leaves_a_pattern_that_eager_calls_can_use(operator: str, backend: str) -> None:
     operands = SMALL[operator].operands(torch.float32)
-    function = with_plans(small_call(operator, operands, backend), operands, backend)
+    function = small_call(operator, operands, backend)
     with_gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), operands, operands.dy)
     expected = column_order(operator, SMALL[operator].operands(torch.float32).patterns)
     for got, wanted in zip(column_order(operator, operands.patterns), expected, strict=True):
@@ -216,7 +248,7 @@ def test_without_a_backend_name_compiling_works_too(operator: str, dynamic: bool
         with_gradients(function, operands, operands.dy),
         strict=True,
     ):
-        # An eager call may go by the words of a mask, which a graph does not make: another order of the same sums.
+        # For a symbolic batch, a graph may sum in another order than a call.
         torch.testing.assert_close(got, expected)
 
 
@@ -259,8 +291,6 @@ def test_inductor_compiles_a_network_forward_and_backward(backend: str) -> None:
 def test_an_exported_program_gives_the_same_result_at_every_batch_size(backend: str) -> None:
     batch = torch.export.Dim("batch", min=2)
     network, x = Network(backend), torch.randn(7, 3, 6, 6)
-    if backend in DERIVE_EAGERLY:
-        network(x)  # derives what an exporter cannot
     program = torch.export.export(network, (torch.randn(2, 3, 6, 6),), dynamic_shapes={"x": {0: batch}})
     assert torch.equal(program.module()(x), Network(backend)(x))
 
@@ -277,7 +307,6 @@ def test_a_program_of_every_batch_size_needs_no_backend_s_name() -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_dynamic_batch_size_is_compiled_once_without_a_backend_s_name(operator: str) -> None:
     operands = SMALL[operator].operands(torch.float32)
-    PatternGroup.of(operands.patterns)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(small_call(operator, operands, None), fullgraph=True, dynamic=True, backend=counter)
     compiled(torch.randn(19, *operands.x.shape[1:]), operands.values, operands.bias)
@@ -288,8 +317,6 @@ def test_a_dynamic_batch_size_is_compiled_once_without_a_backend_s_name(operator
 
 def test_exporting_leaves_patterns_that_eager_calls_can_use(backend: str) -> None:
     network = Network(backend)
-    if backend in DERIVE_EAGERLY:
-        network(torch.randn(2, 3, 6, 6))  # derives what an exporter cannot
     torch.export.export(network, (torch.randn(2, 3, 6, 6),))
     for pattern in (network.conv_pattern, network.head_pattern):
         expected = rk.SparsePattern.from_mask(pattern.mask())
@@ -351,12 +378,30 @@ def test_what_is_derived_while_torch_follows_serves_no_later_call(
         assert torch.equal(got, expected)
 
 
-@FOLLOWED
-def test_numbers_derived_while_torch_follows_are_not_remembered(
-    followed: Callable[[Callable[[], object]], None],
+def test_what_is_derived_while_a_cuda_graph_is_captured_serves_no_later_call(
+    operator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    operands = SMALL[operator].operands(torch.float32)
+    for module in (dispatch, tracing):
+        monkeypatch.setattr(module, "is_captured", lambda index: True)
+    SMALL[operator].call(operands, "dense")
+    assert not operands.pattern.remembers("by column") and not operands.pattern.groups
+    assert not operands.pattern.derived("resolved", dict)
+
+
+def test_what_serves_later_calls_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may read it on another stream of a GPU."""
+    waited: list[Tensor] = []
+    monkeypatch.setattr(csr, "settle", waited.append)
+    pattern = SMALL["linear"].operands(torch.float32).pattern
+    for _ in range(2):
+        pattern.by_column(), PatternGroup.of([pattern, pattern])
+    assert len(waited) == 3 and waited[0] is waited[1] is pattern.col
+
+
+def test_numbers_derived_in_a_function_transform_are_not_remembered() -> None:
     """They do not show what they were read off."""
     pattern = SMALL["linear"].operands(torch.float32).pattern
-    followed(lambda: pattern.derived("numbers", lambda: (1, 2)))
+    transformed(lambda: pattern.derived("numbers", lambda: (1, 2)))
     assert not pattern.remembers("numbers")
     assert pattern.derived("numbers", lambda: (3, 4)) == pattern.derived("numbers", lambda: (5, 6)) == (3, 4)

@@ -18,7 +18,7 @@ from rsn2_kernels.geometry import ConvGeometry
 from rsn2_kernels.group import PatternGroup
 from rsn2_kernels.plan import HEIGHTS, RUNS, Survey
 
-from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, Operands, laid_out, random_mask
+from .cases import SMALL, Case, ConvCase, GroupedCase, LinearCase, Operands, laid_out, lazily_negated, random_mask
 from .contract import assert_keeps_contract
 
 if not backend.interpreted:
@@ -260,6 +260,8 @@ def test_expanding_and_gathering_give_back_every_value(mask: Tensor, dtype: torc
     assert torch.equal(backend.gather(dense, pattern.crow, pattern.col), values)
     assert torch.equal(backend.gather(laid_out(dense, "reversed"), pattern.crow, pattern.col), values)
     assert torch.equal(backend.gather(laid_out(dense, "strided"), pattern.crow, pattern.col), values)
+    assert torch.equal(backend.expand(lazily_negated(values), pattern.crow, pattern.col, mask.shape[1]), dense)
+    assert torch.equal(backend.gather(lazily_negated(dense), pattern.crow, pattern.col), values)
 
 
 def test_values_with_strides_are_read_as_they_are(operator: str) -> None:

@@ -1,6 +1,8 @@
 """Multitask layers compute what the dense layer with the task's weights computes, and say what is wrong."""
 
 import copy
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import rsn2
 from networks import LOSS, allocated, assert_same, network, plain_network, samples, snapshot
@@ -346,3 +349,76 @@ def test_loading_keeps_the_order_of_tasks_in_per_task_modules() -> None:
     fresh.load_state_dict(norm.state_dict())
     assert list(fresh.tasks) == rsn2.tasks(fresh) == names
     assert list(fresh.state_dict()) == list(norm.state_dict())
+
+
+def small(*tasks: str) -> nn.Module:
+    """Two linear layers, allocated at random."""
+    torch.manual_seed(0)
+    model = rsn2.convert(nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 5)))
+    for task in tasks:
+        rsn2.allocate(model, task, 0.3, criterion="random")
+    return model
+
+
+@pytest.mark.parametrize("tasks", [(), ("a", "b")], ids=["without tasks", "with tasks"])
+def test_a_network_without_data_takes_over_what_is_assigned_to_it(tasks: tuple[str, ...]) -> None:
+    source, x = small("a", "b"), torch.randn(4, 12)
+    taken = small(*tasks).to("meta")
+    taken.load_state_dict(source.state_dict(), assign=True)
+    for task in ("a", "b"):
+        with rsn2.use_task(source, task), rsn2.use_task(taken, task):
+            assert torch.equal(taken(x), source(x))
+    assert sum(rsn2.allocate(taken, "c", 0.1, criterion="random").values()) == round(0.1 * 108) + round(0.1 * 45)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_torch_traces_a_network() -> None:
+    model, x = small("a").eval(), torch.randn(30, 12)
+    with rsn2.use_task(model, "a"), torch.no_grad():
+        model(x[:2])
+        traced = torch.jit.trace(model, x[:2])
+        torch.testing.assert_close(traced(x), model(x))
+
+
+def test_a_compiled_block_runs_again_in_its_backward_pass() -> None:
+    model, x = small("a"), torch.randn(4, 12, requires_grad=True)
+    torch.compiler.reset()
+    block = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with rsn2.use_task(model, "a"):
+        for _ in range(2):
+            (found,) = torch.autograd.grad(checkpoint(block, x, use_reentrant=False).sum(), x)
+            (expected,) = torch.autograd.grad(model(x).sum(), x)
+            torch.testing.assert_close(found, expected)
+
+
+def test_the_report_counts_while_others_use_the_network() -> None:
+    model, stop = small("a", "b"), threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            for layer in model[::2]:
+                layer._patterns.clear()
+            rsn2.predict_together(model, {"a": torch.randn(2, 12), "b": torch.randn(1, 12)})
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert rsn2.report(model).nbytes > 0
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 4, 8), (2, 3, 4, 8)])
+def test_sequences_of_other_shapes_are_refused_in_their_own_words(shape: tuple[int, ...]) -> None:
+    layer = rsn2.nn.MultitaskConv1d(3, 4, 3)
+    rsn2.allocate(layer, "a", 0.5, criterion="random")
+    with (
+        rsn2.use_task(layer, "a"),
+        pytest.raises(ValueError, match=r"^x: expected shape \[N, 3, L\] or \[3, L\]\. Got"),
+    ):
+        layer(torch.randn(shape))

@@ -117,6 +117,9 @@ class MultitaskConv1d(MultitaskConv):
     _dense_form = nn.Conv1d
 
     def _images(self, x: Tensor) -> Tensor:
+        if x.dim() not in (2, 3) or x.shape[-2] != self.in_channels:
+            channels = self.in_channels
+            raise ValueError(f"x: expected shape [N, {channels}, L] or [{channels}, L]. Got {tuple(x.shape)}.")
         return x.unsqueeze(-2)
 
     def _of_images(self, output: Tensor, x: Tensor) -> Tensor:

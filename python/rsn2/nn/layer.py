@@ -257,8 +257,9 @@ class MultitaskLayer(nn.Module, ABC):
     @property
     def index_nbytes(self) -> int:
         """Bytes of the index structures derived so far, those of several tasks together included."""
-        patterns = self._patterns.values()
-        groups = [group for pattern in patterns for group in pattern.groups.values()]
+        # Copies: another thread may add to them.
+        patterns = list(self._patterns.values())
+        groups = [group for pattern in patterns for group in list(pattern.groups.values())]
         return sum(each.nbytes for each in (*patterns, *groups))
 
     def finalize(self) -> None:
@@ -327,7 +328,9 @@ class MultitaskLayer(nn.Module, ABC):
         elif self.pool is None:
             self.pool = self._like.new_zeros(self.weight_shape)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         # The extra state comes first here, since it decides which parameters there are to load.
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
@@ -342,8 +345,17 @@ class MultitaskLayer(nn.Module, ABC):
                         f"{prefix}values.{slot}: expected shape ({owners.count(slot)},), as its planes say. "
                         f"Got {tuple(values.shape)}."
                     )
+            if local_metadata.get("assign_to_params_buffers", False):
+                self._follow(state_dict, prefix)
             self.take_over(owners, slots, densities, state["has_pool"])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _follow(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Bring what `load_state_dict` does not assign to the dtype and device of what it does."""
+        own = [name for name in state_dict if name.startswith(prefix) and isinstance(state_dict[name], Tensor)]
+        if own:
+            self._like = state_dict[own[0]].detach().new_empty(0)
+            self.owners = OwnerMap.empty(self.owners.shape, device=self._like.device)
 
     def extra_repr(self) -> str:
         """Sizes and tasks, for `print`."""

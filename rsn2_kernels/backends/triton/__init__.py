@@ -58,30 +58,28 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: Index, activation: str = "none") -> Tensor:
     """Condensed windows times the feature-major batch; the result is feature-major, seen through ``.t()``."""
     with _device_of(x):
-        plan, rows = _plan(index), index[0].shape[0] - 1
-        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-        return gemm.multiply(layout.feature_major(x), values, bias, plan, rows, x.shape[0], activation).t()
+        plan, rows, bias = _plan(index), index[0].shape[0] - 1, None if bias is None else _packed(bias)
+        return gemm.multiply(_feature_major(x), _packed(values), bias, plan, rows, x.shape[0], activation).t()
 
 
 def linear_dx(dy: Tensor, values: Tensor, index: Index) -> Tensor:
     """The same product with the plan of the transposed weight."""
     with _device_of(dy):
         plan = _transposed(index)
-        dy_t = layout.feature_major(dy)
-        return gemm.multiply(dy_t, values.contiguous(), None, plan, columns(index), dy.shape[0]).t()
+        return gemm.multiply(_feature_major(dy), _packed(values), None, plan, columns(index), dy.shape[0]).t()
 
 
 def linear_dvalues(dy: Tensor, x: Tensor, index: Index) -> Tensor:
     """A dense product per chunk, of which the owned entries are written."""
     with _device_of(x):
-        return sddmm.sample(layout.feature_major(dy), layout.feature_major(x), index[1].shape[0], _plan(index))
+        return sddmm.sample(_feature_major(dy), _feature_major(x), index[1].shape[0], _plan(index))
 
 
 def grouped_linear(x: Tensor, values: Tensor, biases: Tensor | None, index: Index, tasks: int) -> Tensor:
     """The product of `linear`, each block of the sorted rows with the windows of its task, in one launch."""
     with _device_of(x):
         rows = (index[1].shape[0] - 1) // tasks
-        biases = None if biases is None else biases.contiguous()
+        biases = None if biases is None else _packed(biases)
         return _grouped(x, values, biases, index, tasks, _plan(index), rows, without_task=torch.nan)
 
 
@@ -96,7 +94,7 @@ def grouped_linear_dvalues(dy: Tensor, x: Tensor, index: Index, tasks: int) -> T
     """The products of `linear_dvalues`, each chunk over the rows of its task."""
     with _device_of(x):
         groups = layout.group_rows(index[0], tasks, ALIGNMENT)
-        dy_t, x_t = layout.sorted_by_task(dy, groups), layout.sorted_by_task(x, groups)
+        dy_t, x_t = (layout.sorted_by_task(each.resolve_neg(), groups) for each in (dy, x))
         return sddmm.sample(dy_t, x_t, index[2].shape[0], _plan(index), groups)
 
 
@@ -107,39 +105,40 @@ def conv2d(
     with _device_of(x):
         rows = (index[0].shape[0] - 1) // geometry.groups
         size = geometry.output_size(x.shape[2], x.shape[3])
-        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
-        return conv.convolve(x, values, bias, _plan(index), rows, size, geometry, False, activation)
+        values, bias = _packed(values), None if bias is None else _packed(bias)
+        return conv.convolve(x.resolve_neg(), values, bias, _plan(index), rows, size, geometry, False, activation)
 
 
 def conv2d_dx(dy: Tensor, values: Tensor, index: Index, size: Pair, geometry: ConvGeometry) -> Tensor:
     """The same product with the plan of the transposed weight, its taps led back."""
     with _device_of(dy):
         channels = columns(index) // (geometry.kernel_size[0] * geometry.kernel_size[1])
-        return conv.convolve(dy, values.contiguous(), None, _transposed(index), channels, size, geometry, True)
+        plan = _transposed(index)
+        return conv.convolve(dy.resolve_neg(), _packed(values), None, plan, channels, size, geometry, True)
 
 
 def conv2d_dvalues(dy: Tensor, x: Tensor, index: Index, geometry: ConvGeometry) -> Tensor:
     """A dense product per chunk over the output pixels, of which the owned entries are written."""
     with _device_of(x):
-        return conv.sample_conv(dy, x, index[1].shape[0], _plan(index), geometry)
+        return conv.sample_conv(dy.resolve_neg(), x.resolve_neg(), index[1].shape[0], _plan(index), geometry)
 
 
 def expand(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Tensor:
     """The dense ``[rows, cols]`` weight of packed ``values [nnz]``, for the vendor's library."""
     with _device_of(values):
-        return expansion.expand(values.contiguous(), crow, col, cols)
+        return expansion.expand(_packed(values), crow, col, cols)
 
 
 def gather(dense: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """The packed values ``[nnz]`` of a dense ``[rows, cols]`` weight."""
     with _device_of(dense):
-        return expansion.gather(dense, crow, col)
+        return expansion.gather(dense.resolve_neg(), crow, col)
 
 
 def feature_major(x: Tensor) -> Tensor:
     """A feature-major copy of ``x [batch, features]``, which the products read as it is if the batch is 16 n."""
     with _device_of(x):
-        return layout.transposed(x, x.shape[0]).t()
+        return layout.transposed(x.resolve_neg(), x.shape[0]).t()
 
 
 def _grouped(
@@ -155,11 +154,18 @@ def _grouped(
     batch = x.shape[0]
     block = gemm.tiling(x.dtype, plan.height, -(-batch // tasks), plain=True).block
     groups = layout.group_rows(index[0], tasks, block)
-    y = gemm.multiply(
-        layout.sorted_by_task(x, groups), values.contiguous(), biases, plan, rows, groups.slots, groups=groups,
-        without_task=without_task,
-    )  # fmt: skip
+    x_t = layout.sorted_by_task(x.resolve_neg(), groups)
+    y = gemm.multiply(x_t, _packed(values), biases, plan, rows, groups.slots, groups=groups, without_task=without_task)
     return layout.in_batch_order(y, groups, batch)
+
+
+def _packed(operand: Tensor) -> Tensor:
+    """Values or biases as the kernels read them. They know nothing of the negation that torch may leave to readers."""
+    return operand.resolve_neg().contiguous()
+
+
+def _feature_major(x: Tensor) -> Tensor:
+    return layout.feature_major(x.resolve_neg())
 
 
 def _plan(index: Index) -> Plan:
