@@ -122,7 +122,7 @@ def resolve(
     if compiles:
         from rsn2_kernels import outside_graphs  # noqa: PLC0415
 
-        outside_graphs.resolve(op, weight, batch, dtype, backend, with_columns, geometry, trains)
+        outside_graphs.resolve((op, weight, batch, dtype, backend, with_columns, geometry, trains))
     name = choose(op, weight, batch, dtype, backend, geometry, trains)
     by_words = backend is None and _reads_words(name, weight, batch, geometry)
     found = name, index(name, weight, with_columns, geometry, batch if by_words else None, trains)
