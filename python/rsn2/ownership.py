@@ -24,17 +24,7 @@ def parameters(model: nn.Module, task: str | Sequence[str]) -> list[nn.Parameter
         ValueError: if a per-task module shares a tensor with another part of the network; names it.
     """
     check_apart(model)
-    names = names_of(task)
-    for name in names:
-        check_allocated(model, name)
-    own: list[nn.Parameter] = []
-    for _, layer, slot in slots_of(model, names):
-        if set(layer.holders(slot)) <= set(names):
-            own.extend(_of_slot(layer, slot))
-    for module in per_task_modules(model).values():
-        for name in names:
-            own.extend(module.of(name).parameters())
-    return list(dict.fromkeys(own))
+    return _parameters_of(model, names_of(task))
 
 
 def named_parameters(model: nn.Module, task: str | Sequence[str]) -> dict[str, nn.Parameter]:
@@ -89,7 +79,7 @@ def trained_tensors(model: nn.Module, task: str | Sequence[str]) -> dict[str, Te
     Raises:
         TaskError: if nothing is allocated to a task.
     """
-    mine = {id(parameter) for parameter in parameters(model, task)}
+    mine = {id(parameter) for parameter in _parameters_of(model, names_of(task))}
     for module in per_task_modules(model).values():
         mine |= {id(buffer) for name in names_of(task) for buffer in module.of(name).buffers()}
     return _named(model, mine)
@@ -156,6 +146,20 @@ def _outside_per_task(model: nn.Module) -> Iterator[nn.Module]:
         new = [child for child in module.children() if child not in seen]
         seen.update(new)
         left += new
+
+
+def _parameters_of(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """What :func:`parameters` returns, for who asks again and again: that nothing is shared was checked before."""
+    for name in names:
+        check_allocated(model, name)
+    own: list[nn.Parameter] = []
+    for _, layer, slot in slots_of(model, names):
+        if set(layer.holders(slot)) <= set(names):
+            own.extend(_of_slot(layer, slot))
+    for module in per_task_modules(model).values():
+        for name in names:
+            own.extend(module.of(name).parameters())
+    return list(dict.fromkeys(own))
 
 
 def _of_slot(layer: MultitaskLayer, slot: int) -> list[nn.Parameter]:
