@@ -16,7 +16,8 @@ from rsn2_kernels.tracing import is_captured, is_traced
 # Columns that a graph for all batches is predicted to multiply with.
 _TYPICAL_BATCH = 64
 
-# How many tensors an index has at least if it has the column order, and never if it has not; elsewhere 5.
+# An index tells by its length whether it has the column order: the schemas have one list for it and for whatever a
+# backend adds. It has at least so many tensors with that order, and fewer without; on the other backends 5.
 _TENSORS_WITH_COLUMNS = {"cuda": 5 + len(Compact._fields), "triton": 5 + 2 * len(Plan._fields)}
 
 # Calls that one weight remembers the backend and index of: enough for the batch sizes of a program.
